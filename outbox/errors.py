@@ -1,0 +1,97 @@
+"""Every error that the product raises.
+
+One root, three branches that say what happens to an intent when a participant raises them:
+
+* `Transient`: try again later (exponential backoff with full jitter).
+* `Permanent`: trying again can't help; the intent is parked as poison, an operator decides.
+* `Ambiguous`: the effect may have happened; it is resolved by a probe, or by an operator.
+
+An error's text is one sentence about what is wrong and one about what to do next. It carries no
+payload and no mail address, because errors end up in logs.
+"""
+
+from __future__ import annotations
+
+
+class OutboxError(Exception):
+    """The root of all errors of this package."""
+
+
+class Transient(OutboxError):
+    """Trying again later can succeed.
+
+    `retry_after` (seconds) is the participant's own wish, when it told one.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(Transient):
+    """The whole participant is down (server stopped, disk full): its lane waits and parks nothing."""
+
+
+class Fenced(Transient):
+    """Another owner has claimed the lane since: nothing more may be written under this epoch."""
+
+
+class Permanent(OutboxError):
+    """Trying again can't help."""
+
+
+class Ambiguous(OutboxError):
+    """The effect may have happened, and the participant didn't say."""
+
+
+class IntentRefused(Permanent):
+    """An intent that can't be written. Raised before the commit, so nothing is lost: the transaction
+    can go on without it, or be rolled back."""
+
+
+class PayloadInvalid(IntentRefused):
+    """The payload is not JSON that every reader of the log can read."""
+
+
+class PayloadTooLarge(IntentRefused):
+    """The payload is over the limit; large things are blobs."""
+
+
+class UnknownTarget(IntentRefused):
+    """No participant is registered under this name."""
+
+
+class AddressInvalid(IntentRefused):
+    """A mail address or header that can't be sent safely."""
+
+
+class BlobRefused(IntentRefused):
+    """The bytes of a blob can't be staged (larger or smaller than declared, not readable)."""
+
+
+class NotThisLog(Permanent):
+    """A position names a tick that this log doesn't have: the participant has seen another history."""
+
+
+class NotReady(OutboxError):
+    """Something that the command needs is not set up, or of another version; the text says what to do."""
+
+
+class NotMigrated(NotReady):
+    """The database has no outbox schema, or an older one: run `outbox migrate`."""
+
+
+class DatabaseNewer(NotReady):
+    """The database was migrated by a newer version of this package: upgrade the package."""
+
+
+class StateVersion(NotReady):
+    """The state directory was made by another version of this package."""
+
+
+class WaitTimeout(OutboxError, TimeoutError):
+    """A participant did not reach the position in time."""
+
+
+class DepthExceeded(PayloadInvalid):
+    """The payload is nested more deeply than readers accept."""

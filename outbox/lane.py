@@ -1,0 +1,179 @@
+"""A lane: a slice of a participant's keys, drained in order by one owner at a time.
+
+Each claim raises the lane's epoch, and every later write of the owner requires that epoch to be
+current, so that an owner which was paused, cut off or declared dead can't write. The database's clock
+alone decides whether a lease has run out; the owner counts by its own monotonic clock, from before the
+claim was sent, and stops by itself at 0.7 of the lease. After Gray and Cheriton's leases, with the fencing
+tokens of Chubby.
+
+No row lock is held while an owner works. Everything written here is durable when the call returns.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from outbox import sql
+from outbox.errors import Fenced, NotReady
+from outbox.failpoint import hit
+from outbox.log import Slots
+from outbox.position import Position
+
+TTL = 15.0
+"""Seconds of a lease. Long enough for a garbage collection or a slow disk; a dead owner's lane moves at once
+when its process is seen to be gone, and after this time otherwise."""
+
+SAFE_SHARE = 0.7
+"""Share of the lease after which an owner that couldn't renew stops by itself."""
+
+
+def place() -> str:
+    """This process as text that a process on the same machine can check: host, boot, pid namespace, pid, start.
+
+    The start time tells a process from a later one with the same pid.
+    """
+    return "/".join((socket.gethostname(), *_machine(), str(os.getpid()), _started(os.getpid())))
+
+
+def is_gone(where: str) -> bool:
+    """Whether the process that wrote `where` is known to have ended. False when it can't be known."""
+    parts = where.split("/")
+    if len(parts) != 5 or tuple(parts[1:3]) != _machine():
+        return False
+    return _started(int(parts[3])) != parts[4]
+
+
+def _machine() -> tuple[str, str]:
+    boot, namespace = "?", "?"
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = os.readlink("/proc/self/ns/pid").removeprefix("pid:")
+    # Where it can't be read (not Linux), nothing is ever declared gone: the lease decides.
+    return (boot, namespace) if "?" not in (boot, namespace) else (str(uuid.uuid4()), "?")
+
+
+def _started(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "gone"
+    state, *rest = stat.rpartition(")")[2].split()
+    return "gone" if state in "ZX" else rest[18]
+
+
+@dataclass(slots=True)
+class Lane:
+    """A lane that this process owns."""
+
+    target: str
+    lane: int
+    epoch: int
+    slots: Slots
+    #: Seconds of the lease.
+    ttl: float
+    #: How often owners died here without getting anywhere.
+    deaths: int
+    #: Whether the owner before went away without releasing.
+    unclean: bool
+    #: time.monotonic() after which this owner must not write.
+    deadline: float
+    #: What the lane's row says it is doing.
+    state: str = field(default="draining")
+
+    def __str__(self) -> str:
+        return f"{self.target}/{self.lane}"
+
+    @property
+    def _me(self) -> dict[str, Any]:
+        return {"target": self.target, "lane": self.lane, "epoch": self.epoch}
+
+    def check(self) -> None:
+        """Raise `Fenced` if the lease may have run out."""
+        if time.monotonic() >= self.deadline:
+            raise Fenced(f"lane {self} could not renew its lease in time: it stops, and claims again")
+
+    def _must(self, row: object | None) -> None:
+        if row is None:
+            raise Fenced(f"lane {self} has a new owner (this one's epoch was {self.epoch}): it stops")
+
+    def renew(self, conn: psycopg.Connection[Any]) -> None:
+        """Extend the lease by its full length. Raises `Fenced`."""
+        sent = time.monotonic()
+        self._must(conn.execute(sql.load("lane_renew"), {**self._me, "ttl": self.ttl}).fetchone())
+        self.deadline = sent + SAFE_SHARE * self.ttl
+
+    def fence(self, conn: psycopg.Connection[Any]) -> None:
+        """Inside a transaction: hold the lane against a new owner until it ends. Raises `Fenced`."""
+        self.check()
+        self._must(conn.execute(sql.load("lane_fence"), self._me).fetchone())
+
+    def advance(self, conn: psycopg.Connection[Any], position: Position) -> None:
+        """Append the lane's new position. Raises `Fenced`."""
+        self.check()
+        row = conn.execute(
+            sql.load("lane_advance"),
+            {**self._me, "tick": position.tick, "upto": position.upto, "after": position.after},
+        ).fetchone()
+        self._must(row)
+        hit("lane.advanced")
+
+    def stand(self, conn: psycopg.Connection[Any]) -> Position:
+        """The lane's newest position in the database."""
+        return stand(conn, self.target, self.lane)
+
+    def show(
+        self, conn: psycopg.Connection[Any], state: str, reason: str | None = None, *, clear_deaths: bool = False
+    ) -> None:
+        """Record what the lane is doing (`draining`, `waiting`, `stopped`) and why. Raises `Fenced`."""
+        self._must(
+            conn.execute(
+                sql.load("lane_state"),
+                {**self._me, "state": state, "reason": reason, "clear_deaths": clear_deaths},
+            ).fetchone()
+        )
+        self.state = state
+        if clear_deaths:
+            self.deaths = 0
+
+    def release(self, conn: psycopg.Connection[Any]) -> None:
+        """Give the lane back. No error if it is gone already."""
+        conn.execute(sql.load("lane_release"), self._me)
+
+
+def stand(conn: psycopg.Connection[Any], target: str, lane: int) -> Position:
+    """A lane's newest position in the database; the first tick if it never moved."""
+    row = conn.execute(sql.load("lane_stand"), {"target": target, "lane": lane}).fetchone()
+    if row is None or row[1] is None:
+        raise NotReady(f"lane {target}/{lane} stands at a tick that is not in the log: run `outbox status`")
+    return Position(*row)
+
+
+def claim(
+    conn: psycopg.Connection[Any], target: str, lane: int, *, owner: uuid.UUID, ttl: float = TTL
+) -> Lane | None:
+    """Become the owner of a lane, or None while somebody else is.
+
+    Takes a lane at once whose owner ran on this machine and is gone.
+    """
+    row = conn.execute(sql.load("lane_owner"), {"target": target, "lane": lane}).fetchone()
+    if row is None:
+        raise NotReady(f"there is no lane {target}/{lane}: register the participant with `outbox register {target}`")
+    dead = row[0] if row[0] is not None and is_gone(row[1]) else None
+    sent = time.monotonic()
+    taken = conn.execute(
+        sql.load("lane_claim"),
+        {"target": target, "lane": lane, "owner": owner, "place": place(), "ttl": ttl, "dead": dead},
+    ).fetchone()
+    if taken is None:
+        return None
+    epoch, low, high, deaths, unclean = taken
+    return Lane(target, lane, epoch, Slots(low, high), ttl, deaths, unclean, sent + SAFE_SHARE * ttl)

@@ -1,0 +1,87 @@
+"""The log: the only module that appends to `outbox.log` and reads batches of it.
+
+Appending happens inside the application's transaction and is durable when that commits. Reading never
+locks, updates or deletes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+
+from outbox import sql
+from outbox.intent import Intent
+from outbox.position import Position
+from outbox.tick import Tick
+
+
+class Slots(NamedTuple):
+    """A lane's share of the keys, both ends included."""
+
+    low: int = 0
+    high: int = 16383
+
+
+def append_parameters(intents: Sequence[Intent]) -> Mapping[str, Any]:
+    """`intents` as the parameters of `log_append.sql`: one array for each column."""
+    return {
+        "target": [i.target for i in intents],
+        "action": [i.action for i in intents],
+        "key": [i.key for i in intents],
+        "payload": [i.body for i in intents],
+        "due": [i.due for i in intents],
+        "saga": [i.saga for i in intents],
+        "headers": [i.headers for i in intents],
+    }
+
+
+def page(
+    conn: psycopg.Connection[Any],
+    start: Tick,
+    end: Tick,
+    *,
+    target: str,
+    slots: Slots,
+    after: int = 0,
+    limit: int = 1000,
+) -> list[Intent]:
+    """The next intents of batch `start` → `end` for one lane, in order of id, after id `after`.
+
+    Fewer than `limit` means that the batch ends with them. Whole transactions only: all intents of one
+    transaction lie in the same batch, whichever ticks are chosen. After PgQ's two-snapshot batches
+    (Skytools, `pgq.batch_event_sql`).
+    """
+    seen, end_seen = start.seen, end.seen
+    rows = conn.execute(
+        sql.load("log_page"),
+        {
+            "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
+            "after": after,
+            "floor": start.floor,
+            "high": end.high,
+            "xmax": str(seen.xmax),
+            "snapshot": end.snapshot,
+            "target": target,
+            "slot_low": slots.low,
+            "slot_high": slots.high,
+            "limit": limit,
+        },
+    ).fetchall()
+    return list(map(Intent._make, rows))
+
+
+def fetch(conn: psycopg.Connection[Any], ids: Sequence[int]) -> list[Intent]:
+    """The intents with these ids, in order of id."""
+    return [Intent._make(row) for row in conn.execute(sql.load("log_fetch"), {"ids": list(ids)})]
+
+
+def step(position: Position, end: Tick, after: int | None) -> Position:
+    """The position after a page of the batch from `position` to `end`.
+
+    `after` is the last intent done if the batch goes on behind it, None if the batch is done.
+    """
+    if after is None:
+        return Position(position.log, end.id, end.nonce)
+    return position._replace(upto=end.id, after=after)

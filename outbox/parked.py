@@ -1,0 +1,73 @@
+"""Parked intents: set aside with their reason, so that a failing intent never stops its lane.
+
+Everything here happens in the owner's transaction, under the lane's fence, and is durable with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import psycopg
+
+from outbox import sql
+from outbox.lane import Lane
+
+Reason = Literal["retry", "poison", "in_doubt", "blocked", "due"]
+
+
+class Parking(NamedTuple):
+    """An intent to be set aside."""
+
+    id: int
+    #: retry: at a time; poison: an operator decides; in_doubt: the effect may have happened; blocked: behind
+    #: another intent of its key; due: its time has not come.
+    reason: Reason
+    attempts: int = 0
+    #: Seconds until the next try, for `retry`.
+    wait: float = 0.0
+    error: str = ""
+
+
+ERROR_LIMIT = 500
+"""Characters of an error that are kept."""
+
+
+def put(conn: psycopg.Connection[Any], parkings: Sequence[Parking]) -> None:
+    """Set intents aside. One that is parked already keeps its place in its key's queue."""
+    conn.execute(
+        sql.load("parked_put"),
+        {
+            "id": [p.id for p in parkings],
+            "reason": [p.reason for p in parkings],
+            "attempts": [p.attempts for p in parkings],
+            "wait": [p.wait for p in parkings],
+            "error": [p.error[:ERROR_LIMIT] for p in parkings],
+        },
+    )
+
+
+def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) -> dict[int, int]:
+    """The intents whose time has come → how often they were tried, this time included.
+
+    They are due again after `wait` seconds, unless `put` or `remove` says otherwise before.
+    """
+    rows = conn.execute(
+        sql.load("parked_take"),
+        {"target": lane.target, "lane": lane.lane, "epoch": lane.epoch, "limit": limit, "wait": wait},
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]:
+    """Take intents out. → for each of their keys: whether others are still parked behind it."""
+    return {row[0]: row[1] for row in conn.execute(sql.load("parked_remove"), {"ids": list(ids)})}
+
+
+def keys(conn: psycopg.Connection[Any], lane: Lane) -> set[str]:
+    """The keys that later intents must queue behind."""
+    rows = conn.execute(
+        sql.load("parked_keys"),
+        {"target": lane.target, "slot_low": lane.slots.low, "slot_high": lane.slots.high},
+    )
+    return {row[0] for row in rows}

@@ -1,0 +1,132 @@
+"""The participant protocol: what intents are applied to.
+
+A participant is small on purpose. The reader (`workers.reader`) fetches, orders, retries, parks and
+keeps the position; a participant turns a batch of intents into effects and says what became of each.
+
+What it may raise from any method:
+
+* `Unavailable`: the participant as a whole is down; nothing of the batch is to be counted as tried. The
+  lane waits with backoff and tries the same batch again.
+* any other exception: the batch's outcome is unknown. The reader halves the batch until the intent
+  that raises is alone, and parks that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from enum import Enum
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from outbox.intent import Intent
+from outbox.position import Position
+
+
+class Verdict(Enum):
+    """What became of one intent."""
+
+    #: The effect is durable (or was already).
+    APPLIED = "applied"
+    #: It failed and can succeed later.
+    RETRY = "retry"
+    #: It can't succeed: an operator decides.
+    POISON = "poison"
+    #: It may have happened.
+    IN_DOUBT = "in_doubt"
+
+
+class Outcome(NamedTuple):
+    """What became of one intent, and what to remember of it."""
+
+    verdict: Verdict
+    #: Proof or partial progress that can't be looked up later; stored in `outbox.receipt`.
+    receipt: dict[str, Any] | None = None
+    #: Why not, in one sentence without payload or address.
+    error: str = ""
+    #: Seconds that the participant asked to wait before the next try.
+    retry_after: float | None = None
+
+
+APPLIED = Outcome(Verdict.APPLIED)
+
+
+class Evidence(Enum):
+    """What a probe found about an effect that may have happened."""
+
+    APPLIED = "applied"
+    NOT_APPLIED = "not_applied"
+    UNKNOWN = "unknown"
+
+
+class Doubt(NamedTuple):
+    """An intent whose attempt was recorded and whose outcome was not."""
+
+    intent: Intent
+    #: When the attempt was recorded (database time).
+    opened_at: datetime
+    #: What earlier attempts left behind (for mail: the recipients already accepted).
+    receipt: dict[str, Any]
+
+
+class Item(NamedTuple):
+    """One thing that a participant holds, for scrub."""
+
+    key: str
+    #: Digest of the content, in the participant's own form.
+    digest: str
+    #: The intent that wrote it; 0 if the participant doesn't know.
+    id: int
+
+
+class LaneView(NamedTuple):
+    """What a participant is told about the lane that it is opened for."""
+
+    target: str
+    #: 0 … number of lanes - 1. For `index` it is the shard.
+    lane: int
+    #: Rises with each owner. A participant that can store it refuses a lower one than it has seen.
+    epoch: int
+    #: Whether the owner before went away without a word.
+    unclean: bool
+
+
+@runtime_checkable
+class Participant(Protocol):
+    """What intents are applied to. One object serves one lane, from one thread."""
+
+    #: Intents in one `apply`, at most.
+    batch_limit: int
+    #: Bytes of payload in one `apply`, about; a single intent may be larger.
+    batch_bytes: int
+    #: True: an effect can't be made twice harmlessly, so each attempt is recorded in `outbox.receipt` before
+    #: it is made, and what a dead owner left open is probed.
+    records_attempts: bool
+    #: True: `position` is what counts, and None from it means "empty: start from the beginning".
+    keeps_position: bool
+
+    def open(self, lane: LaneView) -> None:
+        """Get ready to apply. Raises `Unavailable` when the participant can't be reached."""
+
+    def position(self) -> Position | None:
+        """What the participant durably holds itself, or None."""
+
+    def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
+        """Make the effects of `batch`, in order; one outcome for each intent, in the same order.
+
+        Every effect reported as APPLIED is durable when this returns: it survives a power cut. A participant
+        that keeps its own position stores `position` together with the effects, atomically, if one is given
+        and every outcome is APPLIED. Otherwise it stores the effects alone: what is to be parked must be
+        parked in Postgres before any position passes it.
+        """
+
+    def settle(self, batch: Sequence[Intent]) -> None:
+        """Tidy up after `batch`: called once its position is durable. May be skipped by a crash."""
+
+    def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
+        """For each doubt: did the effect happen, and its receipt if so. Makes no effects."""
+
+    def inventory(self) -> Iterator[Item]:
+        """Everything held, in no particular order."""
+
+    def close(self) -> None:
+        """Let go of files and connections. Called once; effects already made stay."""

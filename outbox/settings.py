@@ -1,0 +1,124 @@
+"""Settings: where the participants are.
+
+Each setting comes from its environment variable, or else from the state directory that `outbox up` made
+(`.outbox/` by default, `OUTBOX_STATE` or `--state` name another). So a program runs against the embedded
+stack with no configuration, and one variable replaces each part by the real server.
+
+    OUTBOX_DATABASE       postgresql://…  (what the process connects as: the application's or the worker's user)
+    OUTBOX_INDEX          directory of the Xapian index
+    OUTBOX_BLOBS          directory of the blob store
+    OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
+    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
+    OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
+    OUTBOX_TTL            seconds of a lane's lease
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from outbox.errors import NotReady, StateVersion
+
+STATE_FORMAT = 1
+"""Layout of the state directory. A directory of another format is refused, never converted in silence."""
+
+STATE_FILE = "state.json"
+
+Role = Literal["app", "worker", "admin"]
+
+#: Who connects to the embedded Postgres as what.
+_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where everything is. Made by `load`, or by hand."""
+
+    #: libpq connection URI.
+    database: str
+    #: Directory of the Xapian index.
+    index: Path
+    #: Directory of the blob store.
+    blobs: Path
+    #: `smtp://HOST:PORT` or `unix:/path`.
+    smtp: str
+    #: `maildir:/path`, `postfix:/etc/postfix` or `none`.
+    mail_evidence: str = "none"
+    #: Right-hand side of Message-IDs and envelope senders.
+    mail_domain: str = "outbox.invalid"
+    #: Seconds of a lane's lease.
+    ttl: float = 15.0
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """`database` for `sqlalchemy.create_engine`."""
+        return "postgresql+psycopg://" + self.database.split("://", 1)[1]
+
+    @classmethod
+    def load(
+        cls, state: str | Path | None = None, *, role: Role = "app", env: Mapping[str, str] | None = None
+    ) -> Settings:
+        """Settings from the environment, and for what it doesn't name from the state directory.
+
+        Raises `NotReady` when neither says where the database is, `StateVersion` for a state directory of
+        another version.
+        """
+        env = os.environ if env is None else env
+        directory = Path(state or env.get("OUTBOX_STATE") or ".outbox").absolute()
+        embedded: dict[str, Any] = {}
+        # The database named in the environment needs no state directory; anything else may lie there.
+        if not env.get("OUTBOX_DATABASE") or (directory / STATE_FILE).exists():
+            embedded = read_state(directory)
+        database = env.get("OUTBOX_DATABASE") or _embedded_database(embedded, role)
+        if "://" not in database:
+            raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
+        return cls(
+            database=database,
+            index=Path(env.get("OUTBOX_INDEX") or directory / "index"),
+            blobs=Path(env.get("OUTBOX_BLOBS") or directory / "blobs"),
+            smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
+            mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
+            or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
+            mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
+            ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
+        )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1.0 <= value <= 3600.0:  # noqa: PLR2004 - less can't be renewed in time, more blocks takeovers
+        raise NotReady(f"OUTBOX_TTL={text!r} is not a number of seconds between 1 and 3600: correct it")
+    return value
+
+
+def _embedded_database(state: dict[str, Any], role: Role) -> str:
+    return f"postgresql://{_EMBEDDED_USER[role]}@/{state['database']}?host={state['sockets']}"
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What `outbox up` noted in the state directory: format, database, sockets (a directory), smtp."""
+    file = directory / STATE_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotReady(
+            f"there is no database to use: {directory} is not a state directory and OUTBOX_DATABASE is not set. "
+            "Run `outbox up`, or set OUTBOX_DATABASE"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise NotReady(f"{file} can't be read ({type(error).__name__}): restore it, or start with another --state") from None
+    if not isinstance(found, dict) or found.get("format") != STATE_FORMAT:
+        version = found.get("format") if isinstance(found, dict) else None
+        raise StateVersion(
+            f"{directory} has the state format {version!r} and this version of outbox reads {STATE_FORMAT}: "
+            "use the version that made it, or start with another --state"
+        )
+    return found

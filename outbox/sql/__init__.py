@@ -1,0 +1,13 @@
+"""SQL statements in files of their own, one a file, each with a header: purpose, locks, tables."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import LiteralString, cast
+
+
+@cache
+def load(name: str) -> LiteralString:
+    """The statement in `outbox/sql/<name>.sql`. It is a file of this package, so it counts as literal."""
+    return cast(LiteralString, files(__name__).joinpath(f"{name}.sql").read_text(encoding="utf-8"))

@@ -1,0 +1,21 @@
+-- Purpose: one page of batch(j -> k): what is visible in snapshot k and not in snapshot j, in order of id.
+--   The first branch finds stragglers (transactions that ran at tick j) by (xid, id), one at a time, so that
+--   one of a million rows is paged too; the second finds everything younger by id.
+-- Why `floor` of j and not its `low`: see docs/explanation/log-and-ticks.md.
+-- Locks: none. Tables: outbox.log (read). Called by: outbox.log.page.
+(select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text
+   from unnest(%(stragglers)s::xid8[]) as s (xid)
+  cross join lateral (
+         select * from outbox.log
+          where xid = s.xid and id > %(after)s
+            and target = %(target)s and slot between %(slot_low)s and %(slot_high)s
+          order by id limit %(limit)s) as l
+  order by l.id limit %(limit)s)
+union all
+(select id, target, action, key, payload::text, due, saga, headers::text
+   from outbox.log
+  where id > greatest(%(after)s, %(floor)s) and id <= %(high)s and xid >= %(xmax)s
+    and pg_visible_in_snapshot(xid, %(snapshot)s)
+    and target = %(target)s and slot between %(slot_low)s and %(slot_high)s
+  order by id limit %(limit)s)
+order by id limit %(limit)s

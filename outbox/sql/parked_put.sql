@@ -1,0 +1,14 @@
+-- Purpose: set intents aside. One that is parked already keeps its place and takes the new reason.
+-- Locks: rows of outbox.parked. Tables: outbox.parked (insert, update), outbox.log (read).
+-- Called by: outbox.parked.put, in the transaction that holds the lane (outbox.lane.fence).
+insert into outbox.parked (id, target, slot, key, reason, attempts, retry_at, error)
+select p.id, l.target, l.slot, l.key, p.reason, p.attempts,
+       case when p.reason = 'due' then l.due
+            when p.reason = 'retry' then outbox.now() + make_interval(secs => p.wait) end,
+       p.error
+  from unnest(%(id)s::bigint[], %(reason)s::text[], %(attempts)s::int[], %(wait)s::float8[], %(error)s::text[])
+       as p (id, reason, attempts, wait, error)
+  join outbox.log l on l.id = p.id
+on conflict (id) do update
+   set reason = excluded.reason, attempts = excluded.attempts, retry_at = excluded.retry_at, error = excluded.error
+ where excluded.reason <> 'blocked'
