@@ -1,0 +1,1 @@
+"""The commands that need the workers' dependencies; found through the entry points `outbox.commands`."""
