@@ -158,20 +158,36 @@ def stand(conn: psycopg.Connection[Any], target: str, lane: int) -> Position:
 
 
 def claim(
-    conn: psycopg.Connection[Any], target: str, lane: int, *, owner: uuid.UUID, ttl: float = TTL
+    conn: psycopg.Connection[Any],
+    target: str,
+    lane: int,
+    *,
+    owner: uuid.UUID,
+    ttl: float = TTL,
+    mine: uuid.UUID | None = None,
 ) -> Lane | None:
     """Become the owner of a lane, or None while somebody else is.
 
-    Takes a lane at once whose owner ran on this machine and is gone.
+    Takes a lane at once whose owner ran on this machine and is gone, or was this process itself (`mine`: the
+    owner that it was before it lost the database).
     """
     row = conn.execute(sql.load("lane_owner"), {"target": target, "lane": lane}).fetchone()
     if row is None:
         raise NotReady(f"there is no lane {target}/{lane}: register the participant with `outbox register {target}`")
-    dead = row[0] if row[0] is not None and is_gone(row[1]) else None
+    back = mine is not None and row[0] == mine
+    dead = row[0] if back or (row[0] is not None and is_gone(row[1])) else None
     sent = time.monotonic()
     taken = conn.execute(
         sql.load("lane_claim"),
-        {"target": target, "lane": lane, "owner": owner, "place": place(), "ttl": ttl, "dead": dead},
+        {
+            "target": target,
+            "lane": lane,
+            "owner": owner,
+            "place": place(),
+            "ttl": ttl,
+            "dead": dead,
+            "count_death": not back,
+        },
     ).fetchone()
     if taken is None:
         return None

@@ -13,7 +13,7 @@ What it may raise from any method:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -33,6 +33,8 @@ class Verdict(Enum):
     POISON = "poison"
     #: It may have happened.
     IN_DOUBT = "in_doubt"
+    #: Not tried, because an earlier intent of its key in this batch failed.
+    BLOCKED = "blocked"
 
 
 class Outcome(NamedTuple):
@@ -117,13 +119,22 @@ class Participant(Protocol):
         that keeps its own position stores `position` together with the effects, atomically, if one is given
         and every outcome is APPLIED. Otherwise it stores the effects alone: what is to be parked must be
         parked in Postgres before any position passes it.
+
+        After an intent that failed, later ones of its key are not tried (BLOCKED). If the participant goes down
+        in the middle, fewer outcomes than intents may come back: the rest was not tried.
         """
+
+    def known(self, receipts: Mapping[int, dict[str, Any]]) -> None:
+        """Told before each `apply` if `records_attempts`: intent id → what earlier attempts left behind."""
 
     def settle(self, batch: Sequence[Intent]) -> None:
         """Tidy up after `batch`: called once its position is durable. May be skipped by a crash."""
 
     def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
-        """For each doubt: did the effect happen, and its receipt if so. Makes no effects."""
+        """For each doubt: did the effect happen, and its receipt if so. Makes no effects.
+
+        A participant whose policy is to make such an effect again answers NOT_APPLIED where it can't know.
+        """
 
     def inventory(self) -> Iterator[Item]:
         """Everything held, in no particular order."""

@@ -80,6 +80,13 @@ def poll(conn: psycopg.Connection[Any]) -> Reading:
     return Reading(row[0], Snapshot.parse(row[1]))
 
 
+def frontier(conn: psycopg.Connection[Any]) -> int:
+    """A fresh xid: every transaction that has drawn an id so far has a smaller one."""
+    row = conn.execute("select pg_current_xact_id()::text").fetchone()
+    assert row is not None  # noqa: S101 - a select without FROM has one row
+    return int(row[0])
+
+
 def due(last: Tick, frontier: int, reading: Reading) -> bool:
     """Whether a new tick would show readers anything that `last` doesn't.
 

@@ -319,7 +319,7 @@ grant execute on function outbox.slot(text) to outbox_app, outbox_worker, outbox
 grant insert (target, action, key, payload, headers, saga, due) on outbox.log to outbox_app;
 grant select (xid, id) on outbox.log to outbox_app;
 grant usage on sequence outbox.log_id to outbox_app;
-grant select on outbox.participant, outbox.alembic_version to outbox_app;
+grant select on outbox.identity, outbox.participant, outbox.alembic_version to outbox_app;
 grant execute on function outbox.emit(text, text, text, jsonb, timestamptz, jsonb) to outbox_app;
 grant execute on function outbox.reached(xid8, text) to outbox_app, outbox_worker, outbox_operator, outbox_reader;
 

@@ -1,0 +1,131 @@
+"""The clock: takes the ticks, and keeps house.
+
+One clock at a time, by a lease with an epoch like any lane's. It looks at the log's sequence every few
+milliseconds while there is traffic, and less often when there was none for a while; it is the only
+one that ever notifies. No tick, no progress: `outbox status` shows the age of the last one.
+
+A second thread keeps house on a connection of its own, so that it never delays a tick: partitions ahead,
+old ticks and positions thinned, staged blobs of ended transactions swept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from outbox import sql, tick
+from outbox.database import Unreachable, connect
+from outbox.lane import Lane
+from outbox.tick import new_nonce
+
+log = logging.getLogger("outbox.clock")
+
+BUSY = 0.004
+"""Seconds between looks while there is traffic: half of it is what a commit waits on average."""
+
+IDLE = 0.02
+"""Seconds between looks when nothing was written for `QUIET`."""
+
+QUIET = 30.0
+"""Seconds without a tick after which the clock looks less often."""
+
+NONCE_EVERY = 60.0
+"""Seconds that ticks share a nonce. The last tick of each nonce is kept for ever: this bounds how many."""
+
+HOUSE_EVERY = 5.0
+"""Seconds between rounds of housekeeping."""
+
+TICK_AGE = "1 hour"
+"""Ticks younger than this are all kept."""
+
+TRASH_AGE = 24 * 3600.0
+"""Seconds that a deleted blob stays in the trash."""
+
+
+class Clock:
+    """Takes ticks for as long as it owns the lane `clock/0`."""
+
+    def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
+        self.conn = conn
+        self.lane = lane
+        self._nonce = new_nonce()
+        self._nonce_at = self._tick_at = time.monotonic()
+        self._frontier: int | None = None
+        # Each owner begins with a tick of its own nonce, so that histories can be told apart.
+        self._last = self._take(tick.poll(conn))
+
+    def _take(self, reading: tick.Reading) -> tick.Tick:
+        now = time.monotonic()
+        if now - self._nonce_at > NONCE_EVERY:
+            self._nonce, self._nonce_at = new_nonce(), now
+        self._tick_at, self._frontier = now, None
+        return tick.take(self.conn, self.lane.epoch, reading.low, self._nonce)
+
+    def step(self) -> bool:
+        """Look, and take a tick if readers would see something new. → whether it did. Raises `Fenced`."""
+        self.lane.check()
+        reading = tick.poll(self.conn)
+        if self._frontier is None and reading.low == self._last.high:
+            # The sequence stands still. Whoever drew an id so far has an xid below this one.
+            self._frontier = tick.frontier(self.conn)
+            reading = tick.poll(self.conn)
+        if not tick.due(self._last, self._frontier or 0, reading):
+            return False
+        frontier = self._frontier if reading.low == self._last.high else None
+        self._last = self._take(reading)
+        self._frontier = frontier if self._last.high == reading.low else None
+        return True
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return BUSY if time.monotonic() - self._tick_at < QUIET else IDLE
+
+
+class Housekeeping:
+    """A thread that does a round every few seconds until `stop` is set."""
+
+    def __init__(self, url: str, blobs: Path | None, stop: threading.Event) -> None:
+        self._url = url
+        self._blobs = blobs
+        self._stop = stop
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        conn: psycopg.Connection[Any] | None = None
+        while not self._stop.wait(HOUSE_EVERY):
+            try:
+                conn = conn or connect(self._url, name="housekeeping", check=False)
+                keep_house(conn, self._blobs)
+            except (psycopg.Error, Unreachable, OSError) as error:
+                log.warning("housekeeping put off: %s", type(error).__name__)
+                if conn is not None:
+                    conn.close()
+                conn = None
+        if conn is not None:
+            conn.close()
+
+
+def keep_house(conn: psycopg.Connection[Any], blobs: Path | None) -> None:
+    """One round. Each part is a transaction of its own, and may be killed anywhere."""
+    conn.execute("select outbox.add_partitions()")
+    conn.execute(sql.load("tick_thin"), {"age": TICK_AGE})
+    conn.execute(sql.load("position_thin"))
+    if blobs is not None and blobs.is_dir():
+        from outbox.blob import BlobStore  # noqa: PLC0415 - not needed where blobs are on another machine
+        from workers.sweeper import sweep  # noqa: PLC0415
+
+        row = conn.execute("select log from outbox.identity").fetchone()
+        if row is not None:
+            sweep(conn, BlobStore(blobs), log=row[0], trash_age=TRASH_AGE)

@@ -1,0 +1,417 @@
+"""The reader: lane → intents between ticks → participant → position.
+
+One reader drains one lane that its process owns. It fetches, orders, retries and parks; the participant
+makes the effects. What it promises:
+
+* Nothing is passed by the position that is not applied or parked, durably.
+* Per key, effects follow the log: after a failure, later intents of that key are parked behind it.
+* A failing intent never stops its lane. A participant that is down does (`Unavailable`), and parks nothing.
+* An intent that kills the process is found by halving the batch, and parked after three deaths.
+
+Raises `Fenced` when the lane has another owner, `NotThisLog` when the participant has seen another
+history, `psycopg.OperationalError` when the database is lost; the process (`workers.process`) goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from outbox import log, parked, receipt, tick
+from outbox.errors import Ambiguous, Fenced, NotThisLog, Permanent, Transient, Unavailable
+from outbox.failpoint import hit
+from outbox.intent import Intent
+from outbox.lane import Lane
+from outbox.parked import Parking
+from outbox.participant import APPLIED, Evidence, LaneView, Outcome, Participant, Verdict
+from outbox.position import Position
+from outbox.receipt import Record
+from outbox.retry import Backoff
+
+logger = logging.getLogger("outbox.reader")
+
+PARKED_EVERY = 0.25
+"""Seconds between looks at what is parked and due."""
+
+EMPTY_EVERY = 0.2
+"""Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
+
+DEATHS = 3
+"""An intent that was alone in its batch and killed its worker so often is parked."""
+
+PARKED_LIMIT = 100
+"""Parked intents tried in one go."""
+
+
+class Reader:
+    """Drains one lane. Not thread-safe; use `step` in a loop, between `open` and `close`."""
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        lane: Lane,
+        participant: Participant,
+        *,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.conn = conn
+        self.lane = lane
+        self.participant = participant
+        self.backoff = backoff or Backoff()
+        self.position: Position
+        self._start: tick.Tick
+        self._written: Position
+        self._written_at = 0.0
+        self._parked_at = 0.0
+        self._blocked: set[str] = set()
+        self._applied = 0
+
+    # ------------------------------------------------------------------------------------ open and close
+
+    def open(self) -> None:
+        """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
+        lane = self.lane
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean))
+        stand = lane.stand(self.conn)
+        if self.participant.keeps_position:
+            own = self.participant.position()
+            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
+        self._move(stand)
+        self._written = stand
+        self._blocked = parked.keys(self.conn, lane)
+        if self.participant.records_attempts:
+            self._resolve_doubts()
+
+    def _move(self, position: Position) -> None:
+        if not hasattr(self, "position") or position.tick != self.position.tick:
+            self._start = tick.get(self.conn, position.tick)
+        self.position = position
+
+    def _resolve_doubts(self) -> None:
+        """What earlier owners left open: ask the participant what became of it."""
+        doubts = receipt.doubts(self.conn, self.lane)
+        if not doubts:
+            return
+        records, without, parkings = [], [], []
+        for doubt, (evidence, proof) in zip(doubts, self.participant.probe(doubts), strict=True):
+            number = doubt.intent.id
+            if evidence is Evidence.APPLIED:
+                records.append(Record(number, "closed", proof or {}))
+            elif evidence is Evidence.UNKNOWN:
+                parkings.append(Parking(number, "in_doubt", error="its worker died; nothing tells the outcome"))
+                self._blocked.add(doubt.intent.key)
+            elif doubt.receipt:
+                records.append(Record(number, "partial", {}))
+            else:
+                without.append(number)
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            receipt.record(self.conn, records, without)
+            if parkings:
+                parked.put(self.conn, parkings)
+        logger.info("%s: %d attempts in doubt resolved", self.lane, len(doubts))
+
+    def close(self) -> None:
+        """Write down the position reached, and let go of the participant."""
+        try:
+            self._note_empty(at_once=True)
+        finally:
+            self.participant.close()
+
+    # ----------------------------------------------------------------------------------------- the loop
+
+    def step(self) -> bool:
+        """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
+        self.lane.check()
+        worked = self._retry_parked()
+        return self._drain() or worked
+
+    def idle(self) -> bool:
+        """Whether everything committed so far is applied, or parked for an operator or a later day."""
+        reading = tick.poll(self.conn)
+        newest = tick.latest(self.conn)
+        if self.position.tick != newest.id or tick.due(newest, tick.frontier(self.conn), reading):
+            return False
+        self._note_empty(at_once=True)
+        waiting = self.conn.execute(
+            "select from outbox.parked where target = %s and slot between %s and %s and reason = 'retry' limit 1",
+            (self.lane.target, *self.lane.slots),
+        ).fetchone()
+        return waiting is None
+
+    def _limit(self) -> int:
+        return max(1, self.participant.batch_limit >> self.lane.deaths)
+
+    def _drain(self) -> bool:
+        """One page of the current batch."""
+        position = self.position
+        end = tick.get(self.conn, position.upto) if position.upto else tick.latest(self.conn)
+        if end.id == position.tick:
+            self._note_empty()
+            return False
+        limit = self._limit()
+        page = log.page(
+            self.conn, self._start, end,
+            target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
+        )  # fmt: skip
+        ended = len(page) < limit
+        for batch, last in _cut(page, self.participant.batch_bytes):
+            after = log.step(position, end, None if ended and last else batch[-1].id)
+            self._work(batch, after, end)
+            self._applied += len(batch)
+            if self.lane.deaths and self._applied >= self.participant.batch_limit:
+                self.lane.show(self.conn, "draining", clear_deaths=True)
+        if not page:
+            # Nothing of this lane between the ticks: written down now and then only.
+            self._move(log.step(position, end, None))
+            self._note_empty()
+        return bool(page)
+
+    def _note_empty(self, *, at_once: bool = False) -> None:
+        if self.position != self._written and (at_once or time.monotonic() - self._written_at > EMPTY_EVERY):
+            self._advance(self.position)
+        if self.lane.deaths and not self.position.upto:
+            self.lane.show(self.conn, "draining", clear_deaths=True)
+
+    def _advance(self, position: Position) -> None:
+        self.lane.advance(self.conn, position)
+        self._written, self._written_at = position, time.monotonic()
+
+    def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
+        """Apply a batch and move behind it."""
+        ready, aside = self._sort(batch)
+        if aside:
+            # Parked first: no position, wherever it is kept, may pass an intent that is neither done nor parked.
+            with self.conn.transaction():
+                self.lane.fence(self.conn)
+                parked.put(self.conn, aside)
+                if self.lane.deaths and aside[0].reason == "poison":
+                    self.lane.show(self.conn, "draining", clear_deaths=True)
+        outcomes = self._apply(ready, after) if ready else []
+        missing = len(ready) - len(outcomes)
+        if missing:
+            done = ready[: len(outcomes)]
+            if not done:
+                raise Unavailable(f"{self.lane.target} went down before anything was done")
+            ready, after = done, log.step(self.position, end, done[-1].id)
+        hit("reader.applied")
+        self._record(ready, outcomes, after)
+        self._move(after)
+        self.participant.settle(ready)
+        hit("reader.settled")
+        if missing:
+            raise Unavailable(f"{self.lane.target} went down in the middle of a batch")
+
+    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking]]:
+        """→ what to apply, and what to set aside untried."""
+        suspect = 0
+        if self._applied == 0 and self._limit() == 1 and self.lane.deaths - self.participant.batch_limit.bit_length() + 1 >= DEATHS:
+            suspect = batch[0].id
+        if not suspect and not self._blocked and all(intent.due is None for intent in batch):
+            return batch, []
+        ready, aside = [], []
+        for intent in batch:
+            if intent.key in self._blocked:
+                aside.append(Parking(intent.id, "blocked"))
+            elif intent.id == suspect:
+                aside.append(Parking(intent.id, "poison", error=f"killed its worker {DEATHS} times"))
+                self._blocked.add(intent.key)
+                logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
+            elif intent.due is not None:
+                aside.append(Parking(intent.id, "due"))
+            else:
+                ready.append(intent)
+        return ready, aside
+
+    def _record(self, batch: Sequence[Intent], outcomes: Sequence[Outcome], after: Position) -> None:
+        """Store what became of a batch, and the position behind it, in one transaction."""
+        parkings = [
+            self._parking(intent, outcome, 1)
+            for intent, outcome in zip(batch, outcomes, strict=True)
+            if outcome.verdict is not Verdict.APPLIED
+        ]
+        if not parkings and not self.participant.records_attempts:
+            self._advance(after)
+            return
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            self._record_receipts(batch, outcomes)
+            if parkings:
+                parked.put(self.conn, parkings)
+            self._advance(after)
+
+    def _record_receipts(self, batch: Sequence[Intent], outcomes: Sequence[Outcome]) -> None:
+        if not self.participant.records_attempts:
+            return
+        records, without = [], []
+        for intent, outcome in zip(batch, outcomes, strict=True):
+            proof = outcome.receipt or {}
+            if outcome.verdict is Verdict.APPLIED:
+                records.append(Record(intent.id, "closed", proof))
+            elif outcome.verdict is Verdict.IN_DOUBT:
+                records.append(Record(intent.id, "open", proof))
+            elif proof or self._known.get(intent.id):
+                records.append(Record(intent.id, "partial", proof))
+            else:
+                without.append(intent.id)
+        receipt.record(self.conn, records, without)
+
+    def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+        self._blocked.add(intent.key)
+        match outcome.verdict:
+            case Verdict.RETRY if attempts < self.backoff.attempts:
+                wait = self.backoff.wait(attempts, outcome.retry_after)
+                return Parking(intent.id, "retry", attempts, wait, outcome.error)
+            case Verdict.RETRY:
+                return Parking(intent.id, "poison", attempts, error=f"tried {attempts} times: {outcome.error}")
+            case Verdict.BLOCKED:
+                return Parking(intent.id, "blocked")
+            case Verdict.IN_DOUBT:
+                return Parking(intent.id, "in_doubt", attempts, error=outcome.error)
+            case _:
+                return Parking(intent.id, "poison", attempts, error=outcome.error)
+
+    # ----------------------------------------------------------------------------------- what is parked
+
+    def _retry_parked(self) -> bool:
+        """Try what is parked and due, outside the log's order but one key at a time in it."""
+        if time.monotonic() - self._parked_at < PARKED_EVERY:
+            return False
+        self._parked_at = time.monotonic()
+        taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
+        if not taken:
+            return False
+        batch = log.fetch(self.conn, list(taken))
+        try:
+            outcomes = self._apply(batch, None)
+        except Unavailable:
+            # Not tried: give the attempt back.
+            again = [Parking(i.id, "retry", taken[i.id] - 1, 0.0, "waiting for the participant") for i in batch]
+            with self.conn.transaction():
+                self.lane.fence(self.conn)
+                parked.put(self.conn, again)
+            raise
+        batch = batch[: len(outcomes)]
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            self._record_receipts(batch, outcomes)
+            pairs = list(zip(batch, outcomes, strict=True))
+            failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            if failed:
+                parked.put(self.conn, failed)
+            freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
+        self._blocked.difference_update(key for key, more in freed.items() if not more)
+        self._blocked.update(i.key for i, o in pairs if o.verdict is not Verdict.APPLIED)
+        self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
+        if freed:
+            self._parked_at = 0.0  # the next one of each key may have its turn at once
+        return True
+
+    def _again(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+        if outcome.verdict is Verdict.BLOCKED:
+            return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
+        return self._parking(intent, outcome, attempts)
+
+    # --------------------------------------------------------------------------------- one participant's turn
+
+    _known: dict[int, dict[str, Any]] = {}  # noqa: RUF012 - replaced for each batch, never changed
+
+    def _apply(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
+        """The outcomes of `batch`; shorter if the participant went down in the middle."""
+        if not self.participant.records_attempts:
+            return self._isolate(batch, position)
+        self._known = receipt.opened(self.conn, self.lane, [intent.id for intent in batch])
+        hit("receipt.opened")
+        self.participant.known(self._known)
+        todo = [intent for intent in batch if intent.id in self._known]
+        try:
+            made = dict(zip((i.id for i in todo), self._isolate(todo, position), strict=False))
+        except Unavailable:
+            self._untried(todo)
+            raise
+        # Whatever is not open is closed: done by an earlier owner.
+        outcomes = [made.get(i.id, APPLIED) if i.id in made or i.id not in self._known else None for i in batch]
+        if None in outcomes:
+            cut = outcomes.index(None)
+            self._untried([i for i in batch[cut:] if i.id in self._known])
+            outcomes = outcomes[:cut]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _untried(self, intents: Sequence[Intent]) -> None:
+        partial = [Record(i.id, "partial", {}) for i in intents if self._known.get(i.id)]
+        without = [i.id for i in intents if not self._known.get(i.id)]
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            receipt.record(self.conn, partial, without)
+
+    def _isolate(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
+        """Apply; if that raises, halve until the intent that raises is alone, and let the others through."""
+        if not batch:
+            return []
+        try:
+            return list(self.participant.apply(batch, position))
+        except (Fenced, Unavailable, NotThisLog, psycopg.OperationalError):
+            raise
+        except Exception as error:  # a participant of a user's own may raise anything
+            if len(batch) == 1:
+                return [_judge(error)]
+            logger.warning("%s: %s in a batch of %d: halved", self.lane, type(error).__name__, len(batch))
+        half = len(batch) // 2
+        first = self._isolate(batch[:half], None)
+        if len(first) < half:
+            return first
+        failed = {i.key for i, o in zip(batch, first, strict=False) if o.verdict is not Verdict.APPLIED}
+        rest = [intent for intent in batch[half:] if intent.key not in failed]
+        made = iter(self._isolate(rest, None))
+        outcomes = list(first)
+        for intent in batch[half:]:
+            outcome = BLOCKED if intent.key in failed else next(made, None)
+            if outcome is None:
+                break
+            outcomes.append(outcome)
+        return outcomes
+
+
+BLOCKED = Outcome(Verdict.BLOCKED)
+
+
+def _judge(error: Exception) -> Outcome:
+    """What an exception that one intent raised means for it."""
+    text = str(error) if isinstance(error, (Transient, Permanent, Ambiguous)) else type(error).__name__
+    if isinstance(error, Permanent):
+        return Outcome(Verdict.POISON, error=text)
+    if isinstance(error, Ambiguous):
+        return Outcome(Verdict.IN_DOUBT, error=text)
+    if not isinstance(error, Transient):
+        # Where, but not the message: it may quote the payload.
+        frames = traceback.extract_tb(error.__traceback__)
+        logger.error("an intent raised %s at %s:%s", text, frames[-1].filename, frames[-1].lineno)
+    return Outcome(Verdict.RETRY, error=text, retry_after=getattr(error, "retry_after", None))
+
+
+def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
+    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
+    if row is None:
+        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
+    return Position(identity, row[0], row[1])
+
+
+def _cut(page: Sequence[Intent], budget: int) -> list[tuple[Sequence[Intent], bool]]:
+    """`page` in batches of about `budget` bytes, each with whether it is the last one."""
+    total = sum(len(intent.body) for intent in page)
+    if total <= budget:
+        return [(page, True)] if page else []
+    batches: list[list[Intent]] = [[]]
+    size = 0
+    for intent in page:
+        if batches[-1] and size + len(intent.body) > budget:
+            batches.append([])
+            size = 0
+        batches[-1].append(intent)
+        size += len(intent.body)
+    return [(batch, batch is batches[-1]) for batch in batches]
