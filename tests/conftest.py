@@ -1,3 +1,3 @@
 """Fixtures live by family in tests/fixtures/."""
 
-pytest_plugins = ["tests.fixtures.postgres"]
+pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.lanes"]

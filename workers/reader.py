@@ -170,7 +170,8 @@ class Reader:
             # Nothing of this lane between the ticks: written down now and then only.
             self._move(log.step(position, end, None))
             self._note_empty()
-        return bool(page)
+        # Moved, and perhaps not to the newest tick.
+        return True
 
     def _note_empty(self, *, at_once: bool = False) -> None:
         if self.position != self._written and (at_once or time.monotonic() - self._written_at > EMPTY_EVERY):

@@ -1,0 +1,46 @@
+-- Purpose: whether staged files are still needed, by the transactions that staged them (arrays name and xid):
+--     foreign   this database has not come to that transaction: it is from another history
+--     running   the transaction is not over (or it is prepared)
+--     aborted   it was rolled back
+--     unused    it committed without an intent that names the file (a savepoint was rolled back)
+--     pending   its intent is not done: its lane is not past it, or it is parked, or it names the file deep
+--               inside its payload, like the input of a saga
+--     done      every intent that names it is behind every lane, and none of them is parked
+--   All of it in one snapshot: a transaction that commits meanwhile counts as running. A transaction too old
+--   for pg_xact_status is taken as committed, so that its intents decide.
+-- Locks: none. Tables: outbox.log, outbox.parked, pg_locks (read); by outbox.reached the lanes and ticks.
+-- Called by: workers.sweeper.
+with stage as materialized (
+  select name, xid from unnest(%(name)s::text[], %(xid)s::xid8[]) as s (name, xid)
+), ended as materialized (
+  select x.xid,
+         case when x.xid >= pg_snapshot_xmax(pg_current_snapshot()) then
+                -- Above the snapshot there are no more than the running transactions; each holds its own lock.
+                case when exists (select from pg_locks k
+                                   where k.locktype = 'transactionid' and k.granted and k.transactionid = x.xid::xid)
+                     then 'running' else 'foreign' end
+              when not pg_visible_in_snapshot(x.xid, pg_current_snapshot()) then 'running'
+              -- Only here: it raises an error for the transactions of the first branch.
+              else coalesce(pg_xact_status(x.xid), 'committed') end as status
+    from (select distinct xid from stage) as x
+), named as materialized (
+  select s.name, l.id, l.target, l.xid, l.payload ->> 'stage' is distinct from s.name as deep
+    from ended e
+   cross join lateral (select xid, id, target, payload from outbox.log where xid = e.xid) as l
+   cross join lateral jsonb_path_query(l.payload, 'strict $.**.stage') as found (stage)
+    join stage s on s.name = found.stage #>> '{}' and s.xid = l.xid
+   where e.status = 'committed'
+), passed as materialized (
+  select xid, target, outbox.reached(xid, target) as reached from (select distinct xid, target from named) as n
+), use as (
+  select n.name,
+         bool_or(n.deep or not p.reached or exists (select from outbox.parked k where k.id = n.id)) as pending
+    from named n join passed p on p.xid = n.xid and p.target = n.target
+   group by n.name
+)
+select s.name,
+       case when e.status <> 'committed' then e.status
+            when u.name is null then 'unused'
+            when u.pending then 'pending'
+            else 'done' end
+  from stage s join ended e on e.xid = s.xid left join use u on u.name = s.name

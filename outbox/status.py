@@ -1,0 +1,66 @@
+"""What `outbox status` shows: the log, the clock, each lane, what is parked, and what holds rows back.
+
+Reads only. Works with the rights of `outbox_reader`; details of other users' connections need `pg_monitor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from outbox import sql
+
+COUNT_LIMIT = 10_000
+"""Intents behind a lane are counted up to here: the question is how bad, not how many exactly."""
+
+TICK_AGE_WARN = 10.0
+"""Seconds without a tick although something was written: the clock stands still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A picture of the system; every value is JSON."""
+
+    #: log, last_id, tick, high, tick_seconds, clock_runs, clock_epoch, partitions, room_until
+    log: dict[str, Any]
+    #: target, lane, epoch, owned, place, lease_seconds, position, behind, lag_seconds, state, reason, state_seconds
+    lanes: list[dict[str, Any]]
+    #: target, reason, count, oldest_seconds
+    parked: list[dict[str, Any]]
+    #: pid, prepared, seconds, state, application_name
+    holders: list[dict[str, Any]]
+
+    def warnings(self) -> list[str]:
+        """What a person should look at, each with what to do."""
+        found = []
+        if not self.log["clock_runs"]:
+            found.append("no clock is running, so nothing makes progress: run `outbox work clock`")
+        elif self.log["last_id"] > self.log["high"] and self.log["tick_seconds"] > TICK_AGE_WARN:
+            found.append("the clock runs but takes no ticks: see its log")
+        for lane in self.lanes:
+            name = f"{lane['target']}/{lane['lane']}"
+            if lane["state"] == "stopped":
+                found.append(f"lane {name} is stopped: {lane['reason']}")
+            elif lane["state"] == "waiting" and lane["owned"]:
+                found.append(f"lane {name} waits: {lane['reason']}")
+            elif lane["behind"] and not lane["owned"]:
+                found.append(f"lane {name} is behind and nobody drains it: run `outbox work {lane['target']}`")
+        if self.log["room_until"] - self.log["last_id"] < 2_000_000:  # noqa: PLR2004 - two partitions
+            found.append("the log is running out of partitions: run `outbox work clock`, which makes them")
+        return found
+
+
+def read(conn: psycopg.Connection[Any]) -> Status:
+    """The picture now."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        log = cursor.execute(sql.load("status_log")).fetchone()
+        assert log is not None  # noqa: S101 - the migration made the row
+        return Status(
+            log=log,
+            lanes=cursor.execute(sql.load("status_lanes"), {"limit": COUNT_LIMIT}).fetchall(),
+            parked=cursor.execute(sql.load("status_parked")).fetchall(),
+            holders=cursor.execute(sql.load("status_holders")).fetchall(),
+        )
