@@ -18,6 +18,7 @@ import logging
 import time
 import traceback
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import psycopg
@@ -46,6 +47,11 @@ DEATHS = 3
 
 PARKED_LIMIT = 100
 """Parked intents tried in one go."""
+
+
+# Looked at for each intent, so without a Python frame each.
+_BODY = attrgetter("body")
+_DUE = attrgetter("due")
 
 
 class Reader:
@@ -213,7 +219,7 @@ class Reader:
         suspect = 0
         if self._applied == 0 and self._limit() == 1 and self.lane.deaths - self.participant.batch_limit.bit_length() + 1 >= DEATHS:
             suspect = batch[0].id
-        if not suspect and not self._blocked and all(intent.due is None for intent in batch):
+        if not suspect and not self._blocked and not any(map(_DUE, batch)):
             return batch, []
         ready, aside = [], []
         for intent in batch:
@@ -231,11 +237,10 @@ class Reader:
 
     def _record(self, batch: Sequence[Intent], outcomes: Sequence[Outcome], after: Position) -> None:
         """Store what became of a batch, and the position behind it, in one transaction."""
-        parkings = [
-            self._parking(intent, outcome, 1)
-            for intent, outcome in zip(batch, outcomes, strict=True)
-            if outcome.verdict is not Verdict.APPLIED
-        ]
+        parkings = []
+        if outcomes.count(APPLIED) < len(outcomes):
+            pairs = zip(batch, outcomes, strict=True)
+            parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
         if not parkings and not self.participant.records_attempts:
             self._advance(after)
             return
@@ -404,7 +409,7 @@ def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
 
 def _cut(page: Sequence[Intent], budget: int) -> list[tuple[Sequence[Intent], bool]]:
     """`page` in batches of about `budget` bytes, each with whether it is the last one."""
-    total = sum(len(intent.body) for intent in page)
+    total = sum(map(len, map(_BODY, page)))
     if total <= budget:
         return [(page, True)] if page else []
     batches: list[list[Intent]] = [[]]
