@@ -36,7 +36,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from outbox import sql
-from outbox.blob import Blob, BlobStore, payload
+from outbox.blob import Blob, BlobStore
 from outbox.document import document
 from outbox.errors import IntentRefused, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
@@ -150,7 +150,8 @@ class Outbox:
     def _insert(self, session: Session, connection: sa.Connection) -> None:
         intents: Sequence[Intent] = session.info.pop(_PENDING)
         try:
-            rows = _append(connection, intents)
+            # One statement for all of them: each column is an array.
+            rows = connection.exec_driver_sql(sql.load("log_append"), append_parameters(intents)).fetchall()
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -208,14 +209,6 @@ class Outbox:
                 )
             time.sleep(pause)
             pause = min(WAIT_MOST, pause * 1.5)
-
-
-def _append(connection: sa.Connection, intents: Sequence[Intent]) -> Sequence[Any]:
-    """All of them in one statement, on the driver's own cursor: its parameters are arrays."""
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver that is supported
-    with driver.cursor() as cursor:
-        return cursor.execute(sql.load("log_append"), append_parameters(intents)).fetchall()
 
 
 class IndexVerbs:
@@ -277,7 +270,7 @@ class BlobVerbs:
         commit decides whether they are published. `size`, if given, must be right. Raises `BlobRefused`.
         """
         staged = self.store.stage(source, xid=self._xid(session), log=self._identity(session), size=size)
-        self._outbox.emit(session, "blob", "put", staged.digest, payload(staged, name=name, type=type))
+        self._outbox.emit(session, "blob", "put", staged.digest, self.store.payload(staged, name=name, type=type))
         return Blob(staged.digest, staged.size)
 
     def delete(self, session: Session, digest: str) -> None:
