@@ -1,0 +1,188 @@
+"""The demonstration's application: an ordinary one, that uses the outbox like any other would.
+
+For each file one ORM transaction writes a row, its blob and its document; for each folder that is done one
+transaction writes its row and sends a mail. Every 20th is rolled back on purpose. When the database goes away,
+the application does what it should: asks whether its last transaction committed, and if not does it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from outbox import Outbox, Settings, Token
+from outbox.blob import Blob
+from outbox.errors import BlobRefused
+
+ROLLBACK_EVERY = 20
+"""Each so-many-th transaction is rolled back on purpose."""
+
+TEXT_LIMIT = 40_000
+"""Characters of a file that are indexed: a document travels in the log, whose payloads are small."""
+
+PATIENCE = 60.0
+"""Seconds that the application waits for a database that was stopped."""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class File(Base):
+    __tablename__ = "demo_file"
+    path: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    size: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class Folder(Base):
+    __tablename__ = "demo_folder"
+    path: Mapped[str] = mapped_column(primary_key=True)
+    files: Mapped[int]
+
+
+class OnPurpose(Exception):  # noqa: N818 - not an error
+    """Rolls a transaction back."""
+
+
+@dataclass(slots=True)
+class Expected:
+    """What committed, and so must be found at the participants, each once; nothing else may."""
+
+    documents: set[str] = field(default_factory=set)
+    blobs: set[str] = field(default_factory=set)
+    mails: set[str] = field(default_factory=set)
+    committed: int = 0
+    rolled_back: int = 0
+    #: Files that could not be read, and so were never written.
+    skipped: int = 0
+    last: Token | None = None
+
+
+def files(path: Path, count: int | None) -> list[Path]:
+    """The regular files below `path`, folder by folder; at most `count`."""
+    found: list[Path] = []
+    for file in _walk(path):
+        found.append(file)
+        if count is not None and len(found) == count:
+            break
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return
+    yield from (entry for entry in entries if entry.is_file() and not entry.is_symlink())
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink() and entry.name not in ("__pycache__", "site-packages"):
+            yield from _walk(entry)
+
+
+class Traffic:
+    """The application. `run` writes everything; what committed is in `expected`."""
+
+    def __init__(self, settings: Settings, root: Path, chosen: list[Path]) -> None:
+        self.engine = sa.create_engine(settings.sqlalchemy_url, pool_pre_ping=True)
+        self.sessions = sessionmaker(self.engine)
+        self.outbox = Outbox(self.sessions, settings)
+        self.root = root
+        self.chosen = chosen
+        self.expected = Expected()
+        self._number = 0
+
+    def run(self, done: Callable[[], None], stopped: Callable[[], bool]) -> None:
+        """Write all files; `done` is called after each."""
+        Base.metadata.drop_all(self.engine)
+        Base.metadata.create_all(self.engine)
+        in_folder = 0
+        for file, following in zip(self.chosen, [*self.chosen[1:], None], strict=True):
+            if stopped():
+                return
+            try:
+                in_folder += self._transact(lambda session, file=file: self._file(session, file))  # type: ignore[misc]
+            except BlobRefused:
+                self.expected.skipped += 1
+            if following is None or following.parent != file.parent:
+                folder = str(file.parent.relative_to(self.root))
+                self._transact(lambda session, f=folder, n=in_folder: self._folder(session, f, n))  # type: ignore[misc]
+                in_folder = 0
+            done()
+
+    def _transact(self, work: Callable[[Session], tuple[set[str], set[str], set[str]]]) -> bool:
+        """One transaction, again after a lost database. → whether it committed; False if rolled back on purpose."""
+        self._number += 1
+        on_purpose = self._number % ROLLBACK_EVERY == 0
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            session = self.sessions()
+            written: tuple[set[str], set[str], set[str]] = (set(), set(), set())
+            try:
+                with session, session.begin():
+                    written = work(session)
+                    if on_purpose:
+                        # Halfway: rows and intents are in the database, and still must leave no trace.
+                        session.flush()
+                        with session.begin_nested():
+                            pass
+                        raise OnPurpose  # noqa: TRY301 - this is how an application's error comes
+            except OnPurpose:
+                self.expected.rolled_back += 1
+                return False
+            except sa.exc.DBAPIError:
+                if time.monotonic() > deadline:
+                    raise
+                if not self._committed(self.outbox.token(session), deadline):
+                    continue
+            self.expected.committed += 1
+            self.expected.documents |= written[0]
+            self.expected.blobs |= written[1]
+            self.expected.mails |= written[2]
+            self.expected.last = self.outbox.token(session)
+            return True
+
+    def _committed(self, token: Token | None, deadline: float) -> bool:
+        """Ask, once the database is back, whether the transaction whose COMMIT got no answer did commit."""
+        while token is not None:
+            try:
+                with self.sessions() as session:
+                    verdict = self.outbox.committed(session, token)
+                if verdict is not None:
+                    return verdict
+            except sa.exc.DBAPIError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+        time.sleep(0.1)
+        return False
+
+    def _file(self, session: Session, file: Path) -> tuple[set[str], set[str], set[str]]:
+        key = str(file.relative_to(self.root))
+        blob: Blob = self.outbox.blobs.put(session, file, name=file.name)
+        session.add(File(path=_text(key), digest=blob.digest, size=blob.size))
+        with file.open(encoding="utf-8", errors="replace") as text:
+            self.outbox.index.put(
+                session, _text(key), title=_text(file.name), text=_text(text.read(TEXT_LIMIT)),
+                keywords={"folder": _text(str(file.parent.relative_to(self.root)))},
+                data={"digest": blob.digest, "size": blob.size},
+            )  # fmt: skip
+        return {_text(key)}, {blob.digest}, set()
+
+    def _folder(self, session: Session, folder: str, count: int) -> tuple[set[str], set[str], set[str]]:
+        session.add(Folder(path=_text(folder), files=count))
+        identity = self.outbox.mail.send(
+            session, sender="demo@outbox.example", to="you@outbox.example",
+            subject=f"{_text(folder)}: {count} files", text=f"The folder {_text(folder)} is complete.\n",
+        )  # fmt: skip
+        return set(), set(), {identity}
+
+
+def _text(text: str) -> str:
+    """Text that Postgres can store: names of files are bytes, and contents may be anything."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ")
