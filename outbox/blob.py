@@ -7,16 +7,15 @@
 Who calls what:
 
 * The application calls `stage` inside its transaction, before the intent is written, and `open` at any time.
-* The worker (`workers.blob`) publishes with `publish`: a hard link from the staged file, never a copy.
+* The worker (`workers.blob`) publishes by `workers.publication`: a hard link from the staged file, never a copy.
 * The sweeper (`workers.sweeper`) removes staged files whose transaction came to nothing.
 
-Durable when `stage` returns: the staged file. Durable when `Publication.sync` returns: what was published
-and deleted. A failed fsync is never repeated on the same file, because the kernel may have dropped the
-pages and would report success.
+The staged file is durable when `stage` returns. A failed fsync is never repeated on the same file, because
+the kernel may have dropped the pages and would report success.
 
 Nothing here follows a symbolic link inside the store, and no path is ever made from a caller's text other
-than a checked digest. The application and the worker run as one user (Linux lets nobody else link to
-a file that he can't write), and the store is on one file system.
+than a checked digest or stage. The application and the worker run as one user (Linux lets nobody else link
+to a file that he can't write), and the store is on one file system.
 
 Errors: `BlobRefused` when bytes can't be staged, `BlobMissing` when a blob isn't published. What the store's
 file system refuses to the worker comes out as OSError.
@@ -31,8 +30,9 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -45,10 +45,10 @@ CHUNK = 1024 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOG = re.compile(r"[0-9a-f]{16}")
 _STAGE = re.compile(r"([0-9a-f]{16})-([1-9]\d{0,18})-[0-9a-f]{32}")
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Read-only for everyone: a blob is never changed once it is complete.
 _FILE_MODE = 0o440
-_FOLDER_MODE = 0o750
+FOLDER_MODE = 0o750
 
 
 class BlobMissing(Permanent):
@@ -93,10 +93,10 @@ class BlobStore:
         """Make the store's folders where they are missing; durable when it returns."""
         missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         for path in reversed(missing):
-            path.mkdir(_FOLDER_MODE, exist_ok=True)
+            path.mkdir(FOLDER_MODE, exist_ok=True)
             _sync_path(path.parent)
         for name in ("objects", "staging", "trash", "lanes"):
-            (self.directory / name).mkdir(_FOLDER_MODE, exist_ok=True)
+            (self.directory / name).mkdir(FOLDER_MODE, exist_ok=True)
         # Always, not only for what is new: a process that made them may have died before its fsync.
         _sync_path(self.directory / "objects")
         _sync_path(self.directory)
@@ -131,7 +131,7 @@ class BlobStore:
                 self.make()
             with ExitStack() as stack:
                 chunks = _chunks(source, stack)
-                folder = stack.enter_context(self._folder("staging"))
+                folder = stack.enter_context(self.folder("staging"))
                 try:
                     digest, found = _write(folder, name, chunks, size, limit)
                     os.fsync(folder)
@@ -149,11 +149,11 @@ class BlobStore:
         """The payload of the intent `blob` `put` (its key is the digest). `name` and `type` are metadata."""
         return {**staged._asdict(), "name": name, "type": type}
 
-    def open(self, digest: str) -> BinaryIO:
+    def open(self, digest: str) -> BufferedReader:
         """A published blob, to read. It stays readable while it is open, even when it is deleted meanwhile."""
         check_digest(digest)
         try:
-            with self._folder("objects", digest[:2]) as folder:
+            with self.folder("objects", digest[:2]) as folder:
                 file = os.open(digest, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
@@ -165,8 +165,8 @@ class BlobStore:
         """Bytes of a published blob; None if there is none."""
         check_digest(digest)
         try:
-            with self._folder("objects", digest[:2]) as folder:
-                size = _size(folder, digest)
+            with self.folder("objects", digest[:2]) as folder:
+                size = plain_size(folder, digest)
         except FileNotFoundError:
             return None
         return None if size is None or size < 0 else size
@@ -182,10 +182,6 @@ class BlobStore:
 
     # ------------------------------------------------------------------------------------- the worker's
 
-    def publish(self) -> Publication:
-        """A batch of changes to the published blobs; use it as a context manager."""
-        return Publication(self)
-
     def verify(self, digest: str) -> bool:
         """Whether the blob's bytes still have its digest. Reads all of it; `BlobMissing` if there is none."""
         with self.open(digest) as file:
@@ -193,11 +189,11 @@ class BlobStore:
 
     def inventory(self) -> Iterator[Blob]:
         """Every published blob, in order of digest's first byte. What isn't a blob is passed over."""
-        with self._folder("objects") as objects:
+        with self.folder("objects") as objects:
             folders = sorted(name for name in os.listdir(objects) if re.fullmatch("[0-9a-f]{2}", name))
         for prefix in folders:
-            with self._folder("objects", prefix) as folder:
-                found = [(name, _size(folder, name)) for name in os.listdir(folder) if _DIGEST.fullmatch(name)]
+            with self.folder("objects", prefix) as folder:
+                found = [(name, plain_size(folder, name)) for name in os.listdir(folder) if _DIGEST.fullmatch(name)]
             for name, size in found:
                 if size is not None and size >= 0 and name[:2] == prefix:
                     yield Blob(name, size)
@@ -206,7 +202,7 @@ class BlobStore:
 
     def stages(self) -> Iterator[Stage]:
         """Every staged file. What has another kind of name is not the store's, and is passed over."""
-        with self._folder("staging") as folder, os.scandir(folder) as entries:
+        with self.folder("staging") as folder, os.scandir(folder) as entries:
             for entry in entries:
                 match = _STAGE.fullmatch(entry.name)
                 if match:
@@ -217,7 +213,7 @@ class BlobStore:
         if not is_stage(name):
             raise ValueError("not the name of a staged file: take it from stages() or from an intent")
         try:
-            with self._folder("staging") as folder:
+            with self.folder("staging") as folder:
                 os.unlink(name, dir_fd=folder)
         except FileNotFoundError:
             return False
@@ -226,7 +222,7 @@ class BlobStore:
     def purge_trash(self, age: float) -> int:
         """Remove what has been in the trash for `age` seconds. → how many."""
         purged = 0
-        with self._folder("trash") as folder:
+        with self.folder("trash") as folder:
             for name in os.listdir(folder):
                 with suppress(FileNotFoundError):
                     # A rename sets ctime, so it is the time of the deletion.
@@ -236,121 +232,16 @@ class BlobStore:
         return purged
 
     @contextmanager
-    def _folder(self, *names: str) -> Iterator[int]:
+    def folder(self, *names: str) -> Iterator[int]:
         """A descriptor of a folder of the store; a symbolic link in its place is refused."""
         file = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in names:
-                parent, file = file, os.open(name, _FOLDER, dir_fd=file)
+                parent, file = file, os.open(name, FOLDER, dir_fd=file)
                 os.close(parent)
             yield file
         finally:
             os.close(file)
-
-
-class Publication:
-    """A batch of changes to the published blobs: visible at once, durable when `sync` returns.
-
-    Every change can be made again: a blob that is there already is compared, one that is gone already
-    is gone. OSError from any method means that the store is in trouble, not the blob.
-    """
-
-    def __init__(self, store: BlobStore) -> None:
-        self._store = store
-        self._stack = ExitStack()
-        self._touched: dict[str, int] = {}
-        self._undo: list[Callable[[], None]] = []
-
-    def __enter__(self) -> Publication:
-        with ExitStack() as stack:
-            self._staging = stack.enter_context(self._store._folder("staging"))  # noqa: SLF001 - one module
-            self._objects = stack.enter_context(self._store._folder("objects"))  # noqa: SLF001
-            self._trash = stack.enter_context(self._store._folder("trash"))  # noqa: SLF001
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def put(self, staged: Staged) -> None:
-        """Publish a staged file, by a hard link.
-
-        Raises `BlobMissing` when the staged file is gone and the blob isn't published either, `BlobRefused`
-        when the staged file is not what was staged.
-        """
-        digest, size, stage = staged
-        folder = self._shelf(digest)
-        found = _size(self._staging, stage)
-        if found is None:
-            if _size(folder, digest) != size:
-                raise BlobMissing(
-                    "the staged file is gone and the blob is not published: stage its bytes again in a new "
-                    "transaction, then skip this intent"
-                )
-        elif found != size:
-            raise BlobRefused(
-                "the staged file is not the one that was staged (another size or kind): stage the bytes again in "
-                "a new transaction, then skip this intent"
-            )
-        else:
-            try:
-                os.link(stage, digest, src_dir_fd=self._staging, dst_dir_fd=folder, follow_symlinks=False)
-                self._undo.append(lambda: os.unlink(digest, dir_fd=folder))
-            except FileExistsError:
-                if _size(folder, digest) != size:
-                    self._replace(folder, staged)
-
-    def delete(self, digest: str, *, epoch: int, id: int) -> bool:  # noqa: A002 - the intent's
-        """Move a blob into the trash. → whether it was there."""
-        folder = self._shelf(digest)
-        name = f"{epoch}-{id}-{digest}"
-        # rename() of two names of one file does nothing and reports success: an earlier try may have left
-        # the other name.
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._trash)
-        try:
-            os.rename(digest, name, src_dir_fd=folder, dst_dir_fd=self._trash)
-        except FileNotFoundError:
-            return False
-        self._undo.append(lambda: os.rename(name, digest, src_dir_fd=self._trash, dst_dir_fd=folder))
-        return True
-
-    def sync(self) -> None:
-        """Make every change durable: one fsync for each folder that was touched, changed now or before.
-
-        Raises OSError if one of them fails; then call `undo`, so that a next try has something to write and
-        doesn't merely repeat the fsync.
-        """
-        for folder in self._touched.values():
-            os.fsync(folder)
-
-    def undo(self) -> None:
-        """Take back what this object changed, as far as the file system lets it."""
-        while self._undo:
-            with suppress(OSError):
-                self._undo.pop()()
-
-    def _replace(self, folder: int, staged: Staged) -> None:
-        """Put the staged file in the place of a damaged one; readers see the one or the other."""
-        name = f"new-{uuid.uuid4().hex}"  # left in the trash by a crash, it is purged
-        os.link(staged.stage, name, src_dir_fd=self._staging, dst_dir_fd=self._trash, follow_symlinks=False)
-        os.rename(name, staged.digest, src_dir_fd=self._trash, dst_dir_fd=folder)
-
-    def _shelf(self, digest: str) -> int:
-        """The folder of a blob, which is made when it is missing."""
-        check_digest(digest)
-        prefix = digest[:2]
-        if prefix not in self._touched:
-            try:
-                folder = os.open(prefix, _FOLDER, dir_fd=self._objects)
-            except FileNotFoundError:
-                os.mkdir(prefix, _FOLDER_MODE, dir_fd=self._objects)
-                # A crash before this is made good by the next owner's `make`.
-                os.fsync(self._objects)
-                folder = os.open(prefix, _FOLDER, dir_fd=self._objects)
-            self._stack.callback(os.close, folder)
-            self._touched[prefix] = folder
-        return self._touched[prefix]
 
 
 def check_digest(digest: str) -> None:
@@ -385,7 +276,8 @@ def _write(
                 rest = rest[os.write(file, rest) :]
         if size is not None and found < size:
             raise BlobRefused(
-                f"the blob ended after {found:,} of the declared {size:,} bytes: send all of it, or declare its real size"
+                f"the blob ended after {found:,} of the declared {size:,} bytes: send all of it, "
+                "or declare its real size"
             )
         os.fsync(file)
     finally:
@@ -427,7 +319,7 @@ def _read(source: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _size(folder: int, name: str) -> int | None:
+def plain_size(folder: int, name: str) -> int | None:
     """Bytes of a file; None if there is none, -1 for anything that is not a plain file."""
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -446,7 +338,7 @@ def _sync_path(path: Path) -> None:
 
 def _missing() -> BlobMissing:
     return BlobMissing(
-        "no blob of this digest is published: wait for its transaction with outbox.wait(token, \"blob\"), "
+        "no blob of this digest is published: wait for its transaction with outbox.wait, "
         "or run `outbox scrub`"
     )
 
@@ -457,6 +349,6 @@ def _source_refuses(error: OSError) -> BlobRefused:
 
 def _store_refuses(error: OSError) -> BlobRefused:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BlobRefused("the blob store has no room for this blob: make room on its file system, then stage it again")
+        return BlobRefused("the blob store has no room for this blob: make room there, then stage it again")
     reason = os.strerror(error.errno or 0)
-    return BlobRefused(f"the blob store can't be written ({reason}): check its folder and file system, then stage it again")
+    return BlobRefused(f"the blob store can't be written ({reason}): repair its file system, then stage it again")

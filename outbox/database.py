@@ -43,7 +43,7 @@ def connect(url: str, *, name: str, check: bool = True) -> psycopg.Connection[An
             tcp_user_timeout=25_000,
         )
     except psycopg.OperationalError as error:
-        raise Unreachable(f"the database can't be reached ({reason(error)}): is it running? Try `outbox status`") from error
+        raise Unreachable(f"the database can't be reached ({reason(error)}): is it running?") from error
     except psycopg.ProgrammingError as error:
         raise NotReady(f"the database's URL is not right ({reason(error)}): correct OUTBOX_DATABASE") from error
     try:

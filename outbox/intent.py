@@ -23,7 +23,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from outbox.errors import DepthExceeded, IntentRefused, Permanent, PayloadInvalid, PayloadTooLarge
+from outbox.errors import DepthExceeded, IntentRefused, PayloadInvalid, PayloadTooLarge, Permanent
 
 PAYLOAD_LIMIT = 64 * 1024
 """Bytes of a payload as Postgres prints it. The log is read by every participant; large things are blobs."""

@@ -17,7 +17,6 @@ from outbox.intent import Intent
 from outbox.position import Position
 from outbox.tick import Tick
 
-
 # `Intent._make` without its Python frame: a page has thousands of rows, and this is the hot path.
 _INTENT = cast("Callable[[Any], Intent]", partial(tuple.__new__, Intent))
 
@@ -75,6 +74,19 @@ def page(
         },
     ).fetchall()
     return list(map(_INTENT, rows))
+
+
+def beyond(conn: psycopg.Connection[Any], tick: Tick) -> bool:
+    """Whether anything has committed that `tick` doesn't show yet."""
+    row = conn.execute(
+        sql.load("log_beyond"),
+        {
+            "floor": tick.floor,
+            "snapshot": tick.snapshot,
+            "stragglers": [str(xid) for xid in sorted(tick.seen.running)],
+        },
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def fetch(conn: psycopg.Connection[Any], ids: Sequence[int]) -> list[Intent]:

@@ -14,6 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
 from outbox.database import Unreachable, migrations, reason
@@ -52,7 +53,7 @@ def upgrade(url: str) -> tuple[str | None, str | None]:
                     conn.rollback()
                     conn.exec_driver_sql(f"select pg_advisory_unlock({_LOCK})")
                     conn.commit()
-    except command.util.CommandError as error:
+    except CommandError as error:
         raise DatabaseNewer(
             f"the database is at a migration that this version of outbox doesn't know ({error}): "
             "upgrade the outbox package"

@@ -94,13 +94,13 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 1.0 <= value <= 3600.0:  # noqa: PLR2004 - less can't be renewed in time, more blocks takeovers
+    if not 1.0 <= value <= 3600.0:
         raise NotReady(f"OUTBOX_TTL={text!r} is not a number of seconds between 1 and 3600: correct it")
     return value
 
 
 def _embedded_database(state: dict[str, Any], role: Role) -> str:
-    return f"postgresql://{_EMBEDDED_USER[role]}@/{state['database']}?host={state['sockets']}"
+    return f"postgresql://{_EMBEDDED_USER[role]}@/{state['database']}?host={state['sockets']}&port=5432"
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def read_state(directory: Path) -> dict[str, Any]:
             "Run `outbox up`, or set OUTBOX_DATABASE"
         ) from None
     except (OSError, ValueError) as error:
-        raise NotReady(f"{file} can't be read ({type(error).__name__}): restore it, or start with another --state") from None
+        why = type(error).__name__
+        raise NotReady(f"{file} can't be read ({why}): restore it, or start with another --state") from None
     if not isinstance(found, dict) or found.get("format") != STATE_FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise StateVersion(

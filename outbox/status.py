@@ -48,7 +48,7 @@ class Status:
                 found.append(f"lane {name} waits: {lane['reason']}")
             elif lane["behind"] and not lane["owned"]:
                 found.append(f"lane {name} is behind and nobody drains it: run `outbox work {lane['target']}`")
-        if self.log["room_until"] - self.log["last_id"] < 2_000_000:  # noqa: PLR2004 - two partitions
+        if self.log["room_until"] - self.log["last_id"] < 2_000_000:
             found.append("the log is running out of partitions: run `outbox work clock`, which makes them")
         return found
 

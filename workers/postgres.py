@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -24,6 +25,9 @@ import psycopg
 from outbox.errors import NotReady
 
 DATABASE = "app"
+PORT = 5432
+"""Only part of the socket's name; said everywhere, so that a PGPORT in the environment means nothing."""
+
 SYSTEM_USER = "pgserver"
 """Postgres refuses to run as root: as root, it runs as this user, which is made if need be."""
 
@@ -32,6 +36,7 @@ _SOCKET_PATH_LIMIT = 100  # of 107 bytes, less than the longest name of a socket
 _CONFIGURATION = """
 # Written by outbox. Durable by default: nothing here trades safety for speed.
 listen_addresses = ''
+port = 5432
 unix_socket_directories = '{sockets}'
 unix_socket_permissions = 0777
 max_connections = 100
@@ -45,7 +50,9 @@ log_timezone = 'UTC'
 def sockets_for(state: Path) -> Path:
     """A directory for the sockets of a state directory: inside it, or elsewhere if its path is too long."""
     inside = state / "run"
-    if len(os.fsencode(inside)) + len("/.s.PGSQL.5432") <= _SOCKET_PATH_LIMIT:
+    # libpq reads some characters of a host as syntax, and Postgres separates directories by commas.
+    plain = re.fullmatch(r"[\w/.+@=~:-]+", str(inside), re.ASCII)
+    if plain and len(os.fsencode(inside)) + len("/.s.PGSQL.5432") <= _SOCKET_PATH_LIMIT:
         return inside
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"outbox-{os.getuid()}-{digest}"
@@ -58,7 +65,9 @@ def _binaries() -> Path:
         for version in ("pginstall18", "pginstall"):
             if (Path(root) / version / "bin" / "postgres").exists():
                 return Path(root) / version / "bin"
-    raise NotReady("the embedded Postgres is not installed: pip install 'outbox[embedded]', or set OUTBOX_DATABASE")
+    raise NotReady(
+        "the embedded Postgres is not installed: pip install 'postgres-outbox[embedded]', or set OUTBOX_DATABASE"
+    )
 
 
 class Postgres:
@@ -73,7 +82,7 @@ class Postgres:
 
     def url(self, user: str = "postgres", database: str = "postgres") -> str:
         """Connection URI for one of the server's users."""
-        return f"postgresql://{user}@/{database}?host={self.sockets}"
+        return f"postgresql://{user}@/{database}?host={self.sockets}&port={PORT}"
 
     @property
     def command(self) -> list[str]:
@@ -94,7 +103,7 @@ class Postgres:
         if self.user:
             entry = pwd.getpwnam(self.user)
             os.chown(self.data, entry.pw_uid, entry.pw_gid)
-        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-U", "postgres", "-D", str(self.data))
+        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-U", "postgres", str(self.data))
         self._configure()
         (self.data / "outbox.ready").touch()
 
@@ -126,7 +135,7 @@ class Postgres:
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()
             raise NotReady(f"{program} failed: {last[-1] if last else done.returncode}")
-        return done.stdout
+        return str(done.stdout)
 
     def start(self) -> None:
         """Start in the background and wait until it accepts connections (for tests and benchmarks)."""
@@ -154,21 +163,21 @@ class Postgres:
         """The postmaster's process id while it runs."""
         try:
             pid = int((self.data / "postmaster.pid").read_text(encoding="utf-8").split("\n", 1)[0])
-            os.kill(pid, 0)
+            # The file outlives a reboot, and the number may be a stranger's by then: Postgres lives in its data.
+            return pid if os.readlink(f"/proc/{pid}/cwd") == str(self.data.resolve()) else None
         except (OSError, ValueError):
             return None
-        return pid
 
     def provide(self) -> None:
         """The login roles and the database `app`, if they aren't there. Idempotent; before the migration."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
             for role in ("app", "outbox_worker", "outbox_app"):
-                if not conn.execute("select from pg_roles where rolname = %s", (role,)).fetchone():
-                    conn.execute(f"create role {role}")  # type: ignore[call-overload]  # fixed names
+                if not conn.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
+                    conn.execute(f"create role {role}")
             conn.execute("alter role app login")
             conn.execute("alter role outbox_worker login")
             conn.execute("grant outbox_app to app")
-            if not conn.execute("select from pg_database where datname = %s", (DATABASE,)).fetchone():
-                conn.execute(f"create database {DATABASE} owner app")  # type: ignore[call-overload]
+            if not conn.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone():
+                conn.execute(f"create database {DATABASE} owner app")
 
 

@@ -64,7 +64,7 @@ class Stop(threading.Event):
             signal.signal(number, self._signalled)
         return self
 
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
+    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
         self.set()
 
     def is_set(self) -> bool:
@@ -145,7 +145,7 @@ class Drainer:
         reader = Reader(conn, lane, self._make())
         waits = 0
         opened = False
-        conn.execute(f"listen {tick.CHANNEL}")  # type: ignore[call-overload]  # a constant
+        conn.execute(f"listen {tick.CHANNEL}")
         try:
             while not self._stop.is_set():
                 try:
@@ -224,7 +224,8 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
 def lanes_of(url: str, target: str) -> list[int]:
     """The numbers of a target's lanes. Raises `NotReady` for a target that is not registered."""
     with connect(url, name="worker") as conn:
-        found = [row[0] for row in conn.execute("select lane from outbox.lane where target = %s order by lane", (target,))]
+        rows = conn.execute("select lane from outbox.lane where target = %s order by lane", (target,))
+        found = [row[0] for row in rows]
         if not found:
             known = [row[0] for row in conn.execute("select target from outbox.participant order by target")]
             raise NotReady(f"no participant {target!r} is registered; there are: {', '.join(known)}")

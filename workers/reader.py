@@ -16,23 +16,22 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 import psycopg
 
-from outbox import log, parked, receipt, tick
-from outbox.errors import Ambiguous, Fenced, NotThisLog, Permanent, Transient, Unavailable
+from outbox import log, parked, tick
+from outbox.errors import NotThisLog, Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
 from outbox.parked import Parking
-from outbox.participant import APPLIED, Evidence, LaneView, Outcome, Participant, Verdict
+from outbox.participant import APPLIED, LaneView, Outcome, Participant, Verdict
 from outbox.position import Position
-from outbox.receipt import Record
 from outbox.retry import Backoff
+from workers.attempt import Attempts
 
 logger = logging.getLogger("outbox.reader")
 
@@ -44,6 +43,8 @@ EMPTY_EVERY = 0.2
 
 DEATHS = 3
 """An intent that was alone in its batch and killed its worker so often is parked."""
+
+_DIED = "its worker died, and nothing tells whether it got through"
 
 PARKED_LIMIT = 100
 """Parked intents tried in one go."""
@@ -69,6 +70,7 @@ class Reader:
         self.lane = lane
         self.participant = participant
         self.backoff = backoff or Backoff()
+        self._attempts = Attempts(conn, lane, participant)
         self.position: Position
         self._start: tick.Tick
         self._written: Position
@@ -90,37 +92,16 @@ class Reader:
         self._move(stand)
         self._written = stand
         self._blocked = parked.keys(self.conn, lane)
-        if self.participant.records_attempts:
-            self._resolve_doubts()
+        if unknown := self._attempts.resolve():
+            with self.conn.transaction():
+                self.lane.fence(self.conn)
+                parked.put(self.conn, [Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
+            self._blocked.update(intent.key for intent in unknown)
 
     def _move(self, position: Position) -> None:
         if not hasattr(self, "position") or position.tick != self.position.tick:
             self._start = tick.get(self.conn, position.tick)
         self.position = position
-
-    def _resolve_doubts(self) -> None:
-        """What earlier owners left open: ask the participant what became of it."""
-        doubts = receipt.doubts(self.conn, self.lane)
-        if not doubts:
-            return
-        records, without, parkings = [], [], []
-        for doubt, (evidence, proof) in zip(doubts, self.participant.probe(doubts), strict=True):
-            number = doubt.intent.id
-            if evidence is Evidence.APPLIED:
-                records.append(Record(number, "closed", proof or {}))
-            elif evidence is Evidence.UNKNOWN:
-                parkings.append(Parking(number, "in_doubt", error="its worker died; nothing tells the outcome"))
-                self._blocked.add(doubt.intent.key)
-            elif doubt.receipt:
-                records.append(Record(number, "partial", {}))
-            else:
-                without.append(number)
-        with self.conn.transaction():
-            self.lane.fence(self.conn)
-            receipt.record(self.conn, records, without)
-            if parkings:
-                parked.put(self.conn, parkings)
-        logger.info("%s: %d attempts in doubt resolved", self.lane, len(doubts))
 
     def close(self) -> None:
         """Write down the position reached, and let go of the participant."""
@@ -139,9 +120,8 @@ class Reader:
 
     def idle(self) -> bool:
         """Whether everything committed so far is applied, or parked for an operator or a later day."""
-        reading = tick.poll(self.conn)
         newest = tick.latest(self.conn)
-        if self.position.tick != newest.id or tick.due(newest, tick.frontier(self.conn), reading):
+        if self.position.tick != newest.id or log.beyond(self.conn, newest):
             return False
         self._note_empty(at_once=True)
         waiting = self.conn.execute(
@@ -199,7 +179,7 @@ class Reader:
                 parked.put(self.conn, aside)
                 if self.lane.deaths and aside[0].reason == "poison":
                     self.lane.show(self.conn, "draining", clear_deaths=True)
-        outcomes = self._apply(ready, after) if ready else []
+        outcomes = self._attempts.make(ready, after) if ready else []
         missing = len(ready) - len(outcomes)
         if missing:
             done = ready[: len(outcomes)]
@@ -217,7 +197,8 @@ class Reader:
     def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking]]:
         """→ what to apply, and what to set aside untried."""
         suspect = 0
-        if self._applied == 0 and self._limit() == 1 and self.lane.deaths - self.participant.batch_limit.bit_length() + 1 >= DEATHS:
+        alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
+        if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
         if not suspect and not self._blocked and not any(map(_DUE, batch)):
             return batch, []
@@ -246,26 +227,10 @@ class Reader:
             return
         with self.conn.transaction():
             self.lane.fence(self.conn)
-            self._record_receipts(batch, outcomes)
+            self._attempts.record(batch, outcomes)
             if parkings:
                 parked.put(self.conn, parkings)
             self._advance(after)
-
-    def _record_receipts(self, batch: Sequence[Intent], outcomes: Sequence[Outcome]) -> None:
-        if not self.participant.records_attempts:
-            return
-        records, without = [], []
-        for intent, outcome in zip(batch, outcomes, strict=True):
-            proof = outcome.receipt or {}
-            if outcome.verdict is Verdict.APPLIED:
-                records.append(Record(intent.id, "closed", proof))
-            elif outcome.verdict is Verdict.IN_DOUBT:
-                records.append(Record(intent.id, "open", proof))
-            elif proof or self._known.get(intent.id):
-                records.append(Record(intent.id, "partial", proof))
-            else:
-                without.append(intent.id)
-        receipt.record(self.conn, records, without)
 
     def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
         self._blocked.add(intent.key)
@@ -294,7 +259,7 @@ class Reader:
             return False
         batch = log.fetch(self.conn, list(taken))
         try:
-            outcomes = self._apply(batch, None)
+            outcomes = self._attempts.make(batch, None)
         except Unavailable:
             # Not tried: give the attempt back.
             again = [Parking(i.id, "retry", taken[i.id] - 1, 0.0, "waiting for the participant") for i in batch]
@@ -305,7 +270,7 @@ class Reader:
         batch = batch[: len(outcomes)]
         with self.conn.transaction():
             self.lane.fence(self.conn)
-            self._record_receipts(batch, outcomes)
+            self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
             failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             if failed:
@@ -322,82 +287,6 @@ class Reader:
         if outcome.verdict is Verdict.BLOCKED:
             return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
         return self._parking(intent, outcome, attempts)
-
-    # --------------------------------------------------------------------------------- one participant's turn
-
-    _known: dict[int, dict[str, Any]] = {}  # noqa: RUF012 - replaced for each batch, never changed
-
-    def _apply(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
-        """The outcomes of `batch`; shorter if the participant went down in the middle."""
-        if not self.participant.records_attempts:
-            return self._isolate(batch, position)
-        self._known = receipt.opened(self.conn, self.lane, [intent.id for intent in batch])
-        hit("receipt.opened")
-        self.participant.known(self._known)
-        todo = [intent for intent in batch if intent.id in self._known]
-        try:
-            made = dict(zip((i.id for i in todo), self._isolate(todo, position), strict=False))
-        except Unavailable:
-            self._untried(todo)
-            raise
-        # Whatever is not open is closed: done by an earlier owner.
-        outcomes = [made.get(i.id, APPLIED) if i.id in made or i.id not in self._known else None for i in batch]
-        if None in outcomes:
-            cut = outcomes.index(None)
-            self._untried([i for i in batch[cut:] if i.id in self._known])
-            outcomes = outcomes[:cut]
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    def _untried(self, intents: Sequence[Intent]) -> None:
-        partial = [Record(i.id, "partial", {}) for i in intents if self._known.get(i.id)]
-        without = [i.id for i in intents if not self._known.get(i.id)]
-        with self.conn.transaction():
-            self.lane.fence(self.conn)
-            receipt.record(self.conn, partial, without)
-
-    def _isolate(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
-        """Apply; if that raises, halve until the intent that raises is alone, and let the others through."""
-        if not batch:
-            return []
-        try:
-            return list(self.participant.apply(batch, position))
-        except (Fenced, Unavailable, NotThisLog, psycopg.OperationalError):
-            raise
-        except Exception as error:  # a participant of a user's own may raise anything
-            if len(batch) == 1:
-                return [_judge(error)]
-            logger.warning("%s: %s in a batch of %d: halved", self.lane, type(error).__name__, len(batch))
-        half = len(batch) // 2
-        first = self._isolate(batch[:half], None)
-        if len(first) < half:
-            return first
-        failed = {i.key for i, o in zip(batch, first, strict=False) if o.verdict is not Verdict.APPLIED}
-        rest = [intent for intent in batch[half:] if intent.key not in failed]
-        made = iter(self._isolate(rest, None))
-        outcomes = list(first)
-        for intent in batch[half:]:
-            outcome = BLOCKED if intent.key in failed else next(made, None)
-            if outcome is None:
-                break
-            outcomes.append(outcome)
-        return outcomes
-
-
-BLOCKED = Outcome(Verdict.BLOCKED)
-
-
-def _judge(error: Exception) -> Outcome:
-    """What an exception that one intent raised means for it."""
-    text = str(error) if isinstance(error, (Transient, Permanent, Ambiguous)) else type(error).__name__
-    if isinstance(error, Permanent):
-        return Outcome(Verdict.POISON, error=text)
-    if isinstance(error, Ambiguous):
-        return Outcome(Verdict.IN_DOUBT, error=text)
-    if not isinstance(error, Transient):
-        # Where, but not the message: it may quote the payload.
-        frames = traceback.extract_tb(error.__traceback__)
-        logger.error("an intent raised %s at %s:%s", text, frames[-1].filename, frames[-1].lineno)
-    return Outcome(Verdict.RETRY, error=text, retry_after=getattr(error, "retry_after", None))
 
 
 def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:

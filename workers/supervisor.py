@@ -21,7 +21,7 @@ import sys
 import xmlrpc.client
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from outbox.errors import NotReady
 from workers.postgres import Postgres
@@ -65,13 +65,15 @@ umask=077
 _PRODUCTION = """; supervisord runs the outbox's workers. Written by `outbox supervisor-config`.
 ;
 ; Use it as it is (supervisord -n -c FILE), or copy [program:…] into your own supervisord's conf.d and the
-; environment with it. The directory {directory} must exist and belong to the user {user}.
+; environment with it. The user {user} must own {directory} and {directory}/log before it starts.
 ; `{command}` is looked up on supervisord's PATH: in a virtual environment, write its full path
 ; (outbox supervisor-config --command /path/to/bin/outbox).
 
 {control}
 [supervisord]
-logfile={directory}/supervisord.log
+; Nothing runs as root: supervisord itself gives its rights up before it opens a file in {directory}.
+user={user}
+logfile={directory}/log/supervisord.log
 pidfile={directory}/supervisord.pid
 umask=027
 ; Where the participants are. A percent sign in these values is written %%%% (four of them).
@@ -85,11 +87,11 @@ umask=027
 ;   OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders: one whose mail comes back to you.
 ;   OUTBOX_TTL            seconds of a lane's lease: after so long another worker takes over from a dead one.
 environment=
-    HOME="{directory}",
+    HOME="{quoted}",
     PYTHONUNBUFFERED="1",
     OUTBOX_DATABASE="postgresql://outbox_worker@localhost/app",
-    OUTBOX_INDEX="{directory}/index",
-    OUTBOX_BLOBS="{directory}/blobs",
+    OUTBOX_INDEX="{quoted}/index",
+    OUTBOX_BLOBS="{quoted}/blobs",
     OUTBOX_SMTP="smtp://127.0.0.1:25",
     OUTBOX_MAIL_EVIDENCE="none",
     OUTBOX_MAIL_DOMAIN="outbox.invalid",
@@ -168,13 +170,16 @@ def production(user: str, directory: str, command: str) -> str:
     """A configuration for workers whose Postgres and mail server are run by others."""
     if not directory.startswith("/"):
         raise NotReady(f"{directory!r} is not an absolute path: give --directory from the root on")
-    programs = workers(shlex.split(command), user=user, directory=directory)
+    home = directory.rstrip("/")
+    programs = workers(shlex.split(command), user=user, directory=home)
     return _PRODUCTION.format(
-        control=_CONTROL.format(socket=_value(f"{directory.rstrip('/')}/supervisor.sock")),
-        user=user,
-        directory=_value(directory.rstrip("/"), expansions=2),
-        command=command,
-        programs="\n".join(section(program, directory.rstrip("/") + "/log") for program in programs),
+        control=_CONTROL.format(socket=_value(f"{home}/supervisor.sock")),
+        user=_value(user),
+        directory=_value(home),
+        # supervisord's own `environment` is expanded twice.
+        quoted=_value(home, expansions=2),
+        command=_value(command),
+        programs="\n".join(section(program, f"{home}/log") for program in programs),
     )
 
 
@@ -213,6 +218,17 @@ class Unanswered(NotReady):
     """No supervisord answers on the socket."""
 
 
+class Ending(Unanswered):
+    """It stops its programs, and then itself."""
+
+
+class Refused(NotReady):
+    """supervisord understood and said no; the text is its own."""
+
+
+Phase = Literal["running", "ending", "gone"]
+
+
 class State(NamedTuple):
     """What supervisord says of a program: `STARTING`, `RUNNING`, `BACKOFF`, `STOPPING`, `EXITED`, `STOPPED`…"""
 
@@ -230,7 +246,11 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
+        try:
+            self.sock.connect(str(self.path))
+        except OSError:
+            self.close()
+            raise
 
 
 class _Transport(xmlrpc.client.Transport):
@@ -238,9 +258,11 @@ class _Transport(xmlrpc.client.Transport):
         super().__init__()
         self.path = path
 
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002 - the base class's signature
-        # A new one each time: supervisord closes those that were idle, and restarts in between.
-        return _Connection(self.path)
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        connection = _Connection(self.path)
+        # Where the base class looks for what it has to close.
+        self._connection = (host, connection)
+        return connection
 
 
 class Supervisor:
@@ -254,16 +276,21 @@ class Supervisor:
             with xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(self.path)) as proxy:
                 return getattr(proxy.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
+            if fault.faultString.startswith("SHUTDOWN_STATE"):
+                raise Ending("supervisord is just ending: wait, then run `outbox up`") from None
             raise Refused(fault.faultString) from None
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
             raise Unanswered(f"supervisord doesn't answer on {self.path} ({error}): run `outbox up`") from error
 
-    def pid(self) -> int | None:
-        """supervisord's own process id, or None if none answers."""
+    def phase(self) -> Phase:
+        """Whether it runs, is ending (and answers nothing else), or is gone."""
         try:
-            return int(self._call("getPID"))
+            self._call("getState")
+        except Ending:
+            return "ending"
         except Unanswered:
-            return None
+            return "gone"
+        return "running"
 
     def states(self) -> dict[str, State]:
         """Each program's state, by its name."""
@@ -291,9 +318,5 @@ class Supervisor:
             self._call(method, *arguments)
         except Refused as refused:
             # What it should become it is already, or it failed to start and is tried again.
-            if not str(refused).startswith(("ALREADY_STARTED", "NOT_RUNNING", "SPAWN_ERROR", "SHUTDOWN_STATE")):
+            if not str(refused).startswith(("ALREADY_STARTED", "NOT_RUNNING", "SPAWN_ERROR")):
                 raise
-
-
-class Refused(NotReady):
-    """supervisord understood and said no; the text is its own."""

@@ -9,6 +9,8 @@
 --
 -- Only small tables are ever updated, and none of them at the rate of the intents.
 --
+-- There is no percent sign in this file: printed as SQL (outbox migrate --sql) it would come out doubled.
+--
 -- SQLSTATEs of our own: OB001 the log is append-only; OB002 unknown target; OB003 intent refused.
 
 ------------------------------------------------------------------------------------------------ roles
@@ -21,7 +23,7 @@ begin
   loop
     if not exists (select from pg_catalog.pg_roles where rolname = name) then
       begin
-        execute pg_catalog.format('create role %I nologin', name);
+        execute 'create role ' || pg_catalog.quote_ident(name) || ' nologin';
       exception
         -- Two databases of one cluster may be migrated at the same time.
         when duplicate_object or unique_violation then null;
@@ -29,7 +31,7 @@ begin
     end if;
   end loop;
   if not pg_catalog.pg_has_role(current_user, 'outbox_owner', 'member') then
-    execute pg_catalog.format('grant outbox_owner to %I', current_user);
+    execute 'grant outbox_owner to ' || pg_catalog.quote_ident(current_user);
   end if;
 end $$;
 
@@ -128,11 +130,11 @@ begin
   for n in first .. first + ahead - 1 loop
     name := 'log_' || lpad(n::text, 6, '0');
     if to_regclass('outbox.' || name) is null then
-      execute format('create table outbox.%I (like outbox.log including all)', name);
-      execute format('create trigger log_no_truncate before truncate on outbox.%I '
-                     'for each statement execute function outbox.refuse_change()', name);
-      execute format('alter table outbox.log attach partition outbox.%I for values from (%s) to (%s)',
-                     name, greatest(n * size, 1), (n + 1) * size);
+      execute 'create table outbox.' || name || ' (like outbox.log including all)';
+      execute 'create trigger log_no_truncate before truncate on outbox.' || name
+           || ' for each statement execute function outbox.refuse_change()';
+      execute 'alter table outbox.log attach partition outbox.' || name
+           || ' for values from (' || greatest(n * size, 1) || ') to (' || (n + 1) * size || ')';
       made := made + 1;
     end if;
   end loop;
@@ -272,7 +274,7 @@ begin
   end if;
   if target = 'clock' or not exists (select from outbox.participant p where p.target = emit.target) then
     raise exception using errcode = 'OB002',
-      message = format('no participant %L is registered', target),
+      message = 'no participant ' || quote_literal(target) || ' is registered',
       hint = 'Register it with select outbox.register(name), or use one of those in outbox.participant.';
   end if;
   if action !~ '^[a-z][a-z0-9_.-]{0,62}$' then
@@ -287,7 +289,7 @@ begin
   end if;
   if octet_length(payload::text) > 65536 then
     raise exception using errcode = 'OB003',
-      message = format('the payload has %s bytes, the limit is 65536', octet_length(payload::text)),
+      message = 'the payload has ' || octet_length(payload::text) || ' bytes, the limit is 65536',
       hint = 'Stage the large part as a blob, and name the blob in the payload.';
   end if;
   insert into outbox.log (target, action, key, payload, due, headers)

@@ -10,7 +10,6 @@ Exit status: 0 done, 1 not done (the reason is on stderr), 2 wrong usage, 130 in
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from importlib import import_module
@@ -42,7 +41,8 @@ def _load(name: str, module: str) -> ModuleType | None:
     except ImportError as error:
         if error.name and error.name.split(".")[0] in ("outbox", "workers"):
             raise
-        print(f"outbox {name}: needs the package {error.name}: pip install 'outbox[embedded]'", file=sys.stderr)
+        need = f"needs the package {error.name}: pip install 'postgres-outbox[embedded]'"
+        print(f"outbox {name}: {need}", file=sys.stderr)
         return None
 
 
@@ -88,5 +88,4 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         print(f"outbox {args.command}: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-    logging.getLogger("outbox").debug("failed", exc_info=True)
     return 1

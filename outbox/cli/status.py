@@ -46,9 +46,9 @@ def render(status: Status) -> str:
     """The picture as text for a terminal."""
     log = status.log
     clock = f"runs (epoch {log['clock_epoch']})" if log["clock_runs"] else "does not run"
+    age = seconds(log["tick_seconds"])
     parts = [
-        f"log {log['log']}: {log['last_id']:,} ids drawn; tick {log['tick']:,}, "
-        f"{seconds(log['tick_seconds'])} old; clock {clock}",
+        f"log {log['log']}: {log['last_id']:,} ids drawn; tick {log['tick']:,}, {age} old; clock {clock}",
         table(
             ("lane", "owner", "epoch", "behind", "lag", "state", "position"),
             [
@@ -84,4 +84,4 @@ def render(status: Status) -> str:
 def _owner(place: str | None) -> str | None:
     """host:pid of where an owner runs."""
     parts = (place or "").split("/")
-    return f"{parts[0]}:{parts[3]}" if len(parts) == 5 else place  # noqa: PLR2004 - see outbox.lane.place
+    return f"{parts[0]}:{parts[3]}" if len(parts) == 5 else place

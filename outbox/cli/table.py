@@ -8,14 +8,21 @@ from typing import Any
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """`rows` under `head` as lines of text; None is shown as a dash."""
-    texts = [["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(head[n]), *(len(row[n]) for row in texts), 0) if texts else len(head[n]) for n in range(len(head))]
+    lines = [[*head], *([_cell(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
     right = [bool(rows) and all(isinstance(row[n], int | float | None) for row in rows) for n in range(len(head))]
-    lines = [[*head], *texts]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)).rstrip()
-        for line in lines
-    )
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True))
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(map(aligned, lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def seconds(value: float | None) -> str:
@@ -24,5 +31,5 @@ def seconds(value: float | None) -> str:
         return "-"
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if value < limit:
-            return f"{value / size:.1f} {unit}" if value < 10 else f"{value / size:.0f} {unit}"  # noqa: PLR2004
+            return f"{value / size:.1f} {unit}" if value < 10 else f"{value / size:.0f} {unit}"
     return f"{value / 86_400:.0f} d"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 
 @cache
 def load(name: str) -> LiteralString:
     """The statement in `outbox/sql/<name>.sql`. It is a file of this package, so it counts as literal."""
-    return cast(LiteralString, files(__name__).joinpath(f"{name}.sql").read_text(encoding="utf-8"))
+    text: LiteralString = files(__name__).joinpath(f"{name}.sql").read_text(encoding="utf-8")
+    return text

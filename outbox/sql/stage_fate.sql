@@ -1,5 +1,6 @@
 -- Purpose: whether staged files are still needed, by the transactions that staged them (arrays name and xid):
---     foreign   this database has not come to that transaction: it is from another history
+--     foreign   this database has not come to that transaction: it is from another history (or it ended while
+--               this statement ran)
 --     running   the transaction is not over (or it is prepared)
 --     aborted   it was rolled back
 --     unused    it committed without an intent that names the file (a savepoint was rolled back)
@@ -23,13 +24,17 @@ with stage as materialized (
               -- Only here: it raises an error for the transactions of the first branch.
               else coalesce(pg_xact_status(x.xid), 'committed') end as status
     from (select distinct xid from stage) as x
-), named as materialized (
-  select s.name, l.id, l.target, l.xid, l.payload ->> 'stage' is distinct from s.name as deep
+), mention as materialized (
+  -- Every staged file that an intent of these transactions names. A step of its own, so that a transaction of
+  -- a million intents is read once and not once for each of its files.
+  select e.xid, l.id, l.target, found.stage #>> '{}' as name, l.payload ->> 'stage' as top
     from ended e
-   cross join lateral (select xid, id, target, payload from outbox.log where xid = e.xid) as l
+   cross join lateral (select id, target, payload from outbox.log where xid = e.xid) as l
    cross join lateral jsonb_path_query(l.payload, 'strict $.**.stage') as found (stage)
-    join stage s on s.name = found.stage #>> '{}' and s.xid = l.xid
    where e.status = 'committed'
+), named as materialized (
+  select m.xid, m.id, m.target, m.name, m.top is distinct from m.name as deep
+    from mention m join stage s on s.name = m.name and s.xid = m.xid
 ), passed as materialized (
   select xid, target, outbox.reached(xid, target) as reached from (select distinct xid, target from named) as n
 ), use as (

@@ -7,7 +7,8 @@ The same machine, with a reader that is known to be wrong, must find a violation
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from outbox import tick
 from tests.model.check import violations
 from tests.model.readers import IdGreaterThanLast, LogReader, OrderByXid, TwoSnapshots
 from workers.postgres import Postgres
@@ -40,21 +42,22 @@ class Writer:
 class Interleavings(RuleBasedStateMachine):
     """Writers begin, write, set and release savepoints, commit and roll back; ticks and reads come in between."""
 
-    connect: Callable[[], psycopg.Connection[Any]]
+    #: One to clean up, one to read, the others to write; opened once for all runs.
+    connections: list[psycopg.Connection[Any]]
     reader_class: Callable[[psycopg.Connection[Any]], LogReader]
 
     def __init__(self) -> None:
         super().__init__()
-        self.conn = self.connect()
+        self.conn, reading, *writing = self.connections
         self.conn.execute("set session_replication_role = replica")  # a test may clean up what nobody else may
         self.conn.execute("delete from outbox.log; delete from outbox.position; delete from outbox.tick where id > 1")
         self.conn.execute("update outbox.lane set owner = null, lease_until = null")
-        self.conn.execute("update outbox.tick set snapshot = pg_current_snapshot(), low = s.last_value, "
-                          "high = s.last_value, floor = s.last_value from outbox.log_id s")  # fmt: skip
-        self.writers = [Writer(self.connect()) for _ in range(WRITERS)]
-        for writer in self.writers:
-            writer.conn.autocommit = False
-        self.reader = self.reader_class(self.connect())
+        low = tick.poll(self.conn).low
+        self.conn.execute(
+            "update outbox.tick set snapshot = pg_current_snapshot(), low = %s, high = %s, floor = %s", [low] * 3
+        )
+        self.writers = [Writer(conn) for conn in writing]
+        self.reader = self.reader_class(reading)
         self.numbers = dict.fromkeys(KEYS, 0)
         self.committed: list[tuple[str, int]] = []
         self.seen: list[tuple[int, str, int]] = []
@@ -128,39 +131,40 @@ class Interleavings(RuleBasedStateMachine):
         assert not set(ids) & {seen[0] for seen in self.seen[:before]}, "an intent came twice"
 
     def teardown(self) -> None:
-        try:
-            for who in range(WRITERS):
-                self.end(who, True)
-            self.read()
-            assert not violations(self.committed, self.seen)
-        finally:
-            for conn in (self.conn, self.reader.conn, *(w.conn for w in self.writers)):  # type: ignore[attr-defined]
-                conn.close()
+        for who in range(WRITERS):
+            self.end(who, True)
+        self.read()
+        assert not violations(self.committed, self.seen)
 
 
-def machine(server: Postgres, database: str, reader: Any) -> type[Interleavings]:
+@contextmanager
+def machine(server: Postgres, database: str, reader: Any) -> Iterator[type[Interleavings]]:
     """The machine for one database and one way to read."""
-
-    def connect() -> psycopg.Connection[Any]:
-        return psycopg.connect(server.url(database=database), autocommit=True)
-
-    return type("Machine", (Interleavings,), {"connect": staticmethod(connect), "reader_class": reader})
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(psycopg.connect(server.url(database=database), autocommit=number < 2))
+            for number in range(WRITERS + 2)
+        ]
+        yield type("Machine", (Interleavings,), {"connections": connections, "reader_class": reader})
+        for conn in connections:
+            conn.rollback()
 
 
 def test_log_i1_i2_i3_i4_reads_whole_transactions_in_order_when_interleaved(server: Postgres, database: str) -> None:
-    run_state_machine_as_test(
-        machine(server, database, TwoSnapshots),
-        settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    with machine(server, database, TwoSnapshots) as made:
+        run_state_machine_as_test(
+            made,
+            settings=settings(
+                max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            ),
+        )
 
 
 @pytest.mark.parametrize("wrong", [IdGreaterThanLast, OrderByXid])
 def test_log_i12_machine_finds_the_fault_when_reading_is_wrong(server: Postgres, database: str, wrong: Any) -> None:
-    with pytest.raises(AssertionError):
+    with machine(server, database, wrong) as made, pytest.raises(AssertionError):
         run_state_machine_as_test(
-            machine(server, database, wrong),
+            made,
             settings=settings(
                 max_examples=400, stateful_step_count=40, deadline=None, derandomize=True, database=None,
                 phases=[Phase.generate], suppress_health_check=list(HealthCheck),

@@ -367,7 +367,8 @@ def test_reader_keeps_what_is_known_of_a_partial_attempt_until_it_is_done(bench:
     bench.emit("k", 1)
     reader = bench.reader(sink=sink, backoff=Backoff(first=3600, limit=3600))
     bench.drain(reader)
-    assert bench.admin.execute("select state, evidence from outbox.receipt").fetchone() == ("partial", {"accepted": [0]})
+    row = bench.admin.execute("select state, evidence from outbox.receipt").fetchone()
+    assert row == ("partial", {"accepted": [0]})
     assert receipt.doubts(bench.conn, reader.lane) == []
     sink.fate.clear()
     bench.admin.execute("update outbox.parked set retry_at = outbox.now()")
@@ -433,5 +434,5 @@ def test_log_refuses_update_delete_and_truncate_even_for_its_owner(bench: Bench)
         "truncate outbox.log_000000",
     ):
         with pytest.raises(psycopg.Error, match="append-only") as caught:
-            bench.admin.execute(statement)  # type: ignore[call-overload]
+            bench.admin.execute(statement)
         assert caught.value.sqlstate == "OB001"

@@ -269,7 +269,8 @@ def test_session_blob_is_staged_before_the_commit_and_named_by_its_transaction(
     with sessions.begin() as session:
         blob = outbox.blobs.put(session, b"abc", size=3, name="a.txt")
         staged = list(outbox.blobs.store.stages())
-    row = admin.execute("select xid::text::bigint, key, payload->>'digest', payload->>'size' from outbox.log").fetchone()
+    query = "select xid::text::bigint, key, payload->>'digest', payload->>'size' from outbox.log"
+    row = admin.execute(query).fetchone()
     assert row is not None
     assert row[1:] == (blob.digest, blob.digest, "3")
     assert [stage.xid for stage in staged] == [row[0]]
@@ -320,10 +321,10 @@ def test_session_works_when_attached_to_a_class_or_a_single_session(engine: sa.E
         pass
 
     outbox = Outbox(Own, settings)
-    with Own(engine) as session, session.begin():
-        put(outbox, session, "a")
-    with Session(engine) as session, session.begin():
-        put(Outbox(session, settings), session, "b")
+    with Own(engine) as own, own.begin():
+        put(outbox, own, "a")
+    with Session(engine) as single, single.begin():
+        put(Outbox(single, settings), single, "b")
     assert logged() == ["a", "b"]
 
 
@@ -351,7 +352,7 @@ def test_emit_in_sql_refuses_what_the_hook_refuses(app_url: str) -> None:
             ("'index', 'put', 'k', to_jsonb(repeat('x', 70000))", "OB003"),
         ):
             with pytest.raises(psycopg.Error) as caught:
-                conn.execute(f"select outbox.emit({arguments})")  # type: ignore[call-overload]
+                conn.execute(f"select outbox.emit({arguments})")
             assert caught.value.sqlstate == state
         assert conn.execute("select outbox.emit('index', 'put', 'k')").fetchone()
 

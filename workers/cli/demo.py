@@ -41,7 +41,7 @@ DRAIN_LIMIT = 300.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", nargs="?", type=Path, metavar="PATH", help="folder of files (default: Python's library)")
+    parser.add_argument("path", nargs="?", type=Path, metavar="PATH", help="folder (default: Python's library)")
     parser.add_argument("--count", type=_count, default=COUNT, metavar="N", help=f"at most N files (default {COUNT})")
     parser.add_argument(
         "--kill-every", type=_seconds, default=1.0, metavar="SECONDS", help="0: kill nothing (default 1)"
@@ -54,19 +54,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of files: use 1 or more")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    if not 0 <= (number := float(text)) < 3600:  # noqa: PLR2004 - an hour between kills is no nemesis
-        raise ValueError
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: use 0 (never) to 3600")
     return number
-
-
-class Interrupted(NotReady):
-    """Ctrl-C or SIGTERM."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -201,4 +201,4 @@ def _behind(settings: Settings, last: Token | None) -> int | None:
         return None
     unseen = max(0, picture.log["last_id"] - picture.log["high"])
     waiting = sum(parked["count"] for parked in picture.parked if parked["reason"] in ("retry", "blocked"))
-    return (not reached) + unseen + waiting + sum(lane["behind"] for lane in picture.lanes)
+    return int((not reached) + unseen + waiting + sum(lane["behind"] for lane in picture.lanes))

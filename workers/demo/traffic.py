@@ -46,7 +46,7 @@ class Folder(Base):
     files: Mapped[int]
 
 
-class OnPurpose(Exception):  # noqa: N818 - not an error
+class OnPurpose(Exception):
     """Rolls a transaction back."""
 
 

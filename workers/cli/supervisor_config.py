@@ -1,0 +1,30 @@
+"""`outbox supervisor-config`: a supervisord configuration for a production host.
+
+Without options it prints `workers/supervisord.conf`, as shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from workers import supervisor
+
+HELP = "print a supervisord configuration for a production host"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    for option, default, text in (
+        ("user", "outbox", "system user that the workers run as"),
+        ("directory", "/var/lib/outbox", "for the stores and the logs"),
+        ("command", "outbox", "how the workers are called"),
+    ):
+        # The name `command` alone is taken: it is the subcommand.
+        parser.add_argument(
+            f"--{option}", dest=f"with_{option}", metavar=option.upper(), default=default,
+            help=f"{text} (default: %(default)s)",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    print(supervisor.production(args.with_user, args.with_directory, args.with_command), end="")
+    return 0

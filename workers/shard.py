@@ -1,0 +1,219 @@
+"""One shard of the index: a Xapian database that one lane writes.
+
+Called by `workers.index`. The shard of lane 0 is the folder `00` of the index's directory, and so on.
+
+What is durable: everything written inside `transaction` when that returns, all of it or nothing. Xapian
+renames its new version file into place without syncing the folder: after two such renames lost in a power
+cut the shard can't be opened any more. So the folder is synced after each commit, before anything else is
+written; and when the shard is opened, because its last owner may have died between the two.
+
+Fencing: the shard stores the highest epoch that has opened it; a lower one is refused. Xapian's own lock
+keeps a second writer out meanwhile, also one that survives as a forked child: a process that has a shard
+open must never fork.
+
+Errors: `Unavailable` when the shard can't be opened or written (disk full, locked, damaged), `Fenced`. After
+any failure the handle is dropped, because Xapian doesn't promise its state after a failed commit; the next
+use opens the shard anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from outbox.errors import Fenced, Unavailable
+from outbox.failpoint import hit
+from outbox.participant import Item
+from outbox.search import FIELDS
+from workers.spelling import Dictionary
+
+with warnings.catch_warnings():
+    # SWIG's types have no __module__, which newer Pythons deprecate.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import xapian
+
+__all__ = ["EPOCH", "Shard", "inventory", "xapian"]
+
+EPOCH = "outbox.epoch"
+"""Name of the metadata that holds the highest epoch that has opened the shard."""
+
+SLICE = 500
+"""Documents read at a time by `inventory`, between looks whether the shard has moved on."""
+
+
+class Shard:
+    """A shard and the right to write it. Not thread-safe."""
+
+    def __init__(self, path: Path, epoch: int) -> None:
+        self.path = path
+        #: Keyword fields that some document of this shard has or had.
+        self.fields: frozenset[str] = frozenset()
+        #: Words for spelling corrections.
+        self.dictionary = Dictionary()
+        self._epoch = epoch
+        self._db: Any = None
+        self._folder = -1
+        self._generators: dict[str, Any] = {}
+
+    def database(self) -> Any:
+        """The xapian.WritableDatabase, made or opened if there is no handle. Raises `Unavailable`, `Fenced`."""
+        if self._db is None:
+            try:
+                stored = self._open()
+            except xapian.DatabaseLockError as error:
+                self.drop()
+                raise Unavailable(
+                    f"another process writes the index shard {self.path}: stop it, or wait until it has ended"
+                ) from error
+            except (xapian.DatabaseError, ValueError) as error:
+                self.drop()
+                raise self.damaged(error) from error
+            except OSError as error:
+                self.drop()
+                raise Unavailable(
+                    f"the index shard {self.path} can't be opened ({error.strerror}): see to its disk and its owner"
+                ) from error
+            if stored > self._epoch:
+                self.drop()
+                raise Fenced(
+                    f"the index shard {self.path} was opened under epoch {stored}, this is {self._epoch}: "
+                    "claim the lane again"
+                )
+        return self._db
+
+    def _open(self) -> int:
+        """→ the epoch that the shard had."""
+        os.makedirs(self.path.parent, exist_ok=True)
+        self._db = xapian.WritableDatabase(str(self.path), xapian.DB_CREATE_OR_OPEN)
+        self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(self._folder)
+        # Losing a whole new shard would be harmless, it is filled from the beginning; so this may be denied.
+        for parent in (self.path.parent, self.path.parent.parent):
+            with suppress(PermissionError):
+                _sync(parent)
+        stored = int(self._db.get_metadata(EPOCH) or 0)
+        self.fields = frozenset(self._db.get_metadata(FIELDS).decode().split())
+        if stored < self._epoch:
+            # At once, not with the first documents: nothing of an owner before may come between.
+            self._db.begin_transaction()
+            self._db.set_metadata(EPOCH, str(self._epoch))
+            self._db.commit_transaction()
+            os.fsync(self._folder)
+        return stored
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """What is written to the database yielded is durable at the end, or was never there."""
+        db = self.database()
+        try:
+            db.begin_transaction()
+            yield db
+            hit("index.documents")
+            db.commit_transaction()
+            hit("index.committed")
+            os.fsync(self._folder)
+        except (xapian.DatabaseError, OSError) as error:
+            # After a failed fsync the batch comes again, and with it a new rename: the sync alone is never repeated.
+            self.drop()
+            raise Unavailable(
+                f"the index shard {self.path} can't be written ({type(error).__name__}: {error}): "
+                "see to its disk, the lane then goes on by itself"
+            ) from error
+        except BaseException:
+            self.drop()
+            raise
+
+    def generator(self, language: str) -> Any:
+        """The xapian.TermGenerator of a language."""
+        found = self._generators.get(language)
+        if found is None:
+            found = self._generators[language] = xapian.TermGenerator()
+            found.set_stemmer(xapian.Stem(language))
+            found.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
+        return found
+
+    def know(self, fields: frozenset[str]) -> None:
+        """Inside a transaction: remember the keyword fields for the readers of the index."""
+        self._db.set_metadata(FIELDS, " ".join(sorted(fields)))
+        # If the transaction fails, the handle is dropped, and the fields are read again.
+        self.fields = fields
+
+    def damaged(self, error: Exception) -> Unavailable:
+        """What to say when the shard holds something unexpected."""
+        return Unavailable(
+            f"the index shard {self.path} can't be opened ({type(error).__name__}: {error}): "
+            "if its disk is well, move it away, and it is filled again from the log"
+        )
+
+    def drop(self) -> None:
+        """Let go of the files. What was committed stays, the rest is forgotten."""
+        db, self._db = self._db, None
+        folder, self._folder = self._folder, -1
+        self.dictionary = Dictionary()
+        if db is not None:
+            # In this order: closing would commit what is pending.
+            with suppress(xapian.Error):
+                db.cancel_transaction()
+            with suppress(xapian.Error):
+                db.close()
+        if folder >= 0:
+            os.close(folder)
+
+
+def inventory(path: Path) -> Iterator[Item]:
+    """Every document of a shard; reads beside any writer.
+
+    A key that is put while this runs may be missed or told twice. Raises `Unavailable`.
+    """
+    try:
+        db = xapian.Database(str(path))
+        after = 0
+        while True:
+            try:
+                items, after = _slice(db, after)
+            except xapian.DatabaseModifiedError:
+                db.reopen()
+                continue
+            yield from items
+            if not items:
+                return
+    except xapian.DatabaseError as error:
+        raise Unavailable(
+            f"the index shard {path} can't be read ({type(error).__name__}: {error}): see to its disk"
+        ) from error
+
+
+def _slice(db: Any, after: int) -> tuple[list[Item], int]:
+    """Up to SLICE documents whose number is above `after`, and the number of the last one."""
+    items: list[Item] = []
+    for number in _numbers(db, after):
+        record = json.loads(db.get_document(number).get_data())
+        items.append(Item(record["key"], record["digest"], record["id"]))
+        after = number
+        if len(items) == SLICE:
+            break
+    return items, after
+
+
+def _numbers(db: Any, after: int) -> Iterator[int]:
+    postings = db.postlist("")
+    try:
+        posting = postings.skip_to(after + 1)
+        while True:
+            yield posting.docid
+            posting = next(postings)
+    except StopIteration:
+        return
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
