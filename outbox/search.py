@@ -44,6 +44,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from outbox.document import LANGUAGES, TITLE, key_term, prefix, term
 from outbox.errors import NotReady, OutboxError, PayloadInvalid
+from outbox.spelling import suggest
 
 try:
     with warnings.catch_warnings():
@@ -71,6 +72,8 @@ _SHARD = re.compile(r"\d{2,}")
 # What of a query keeps its case: operators, phrases, values of fields. Xapian takes other words with a capital for
 # names and doesn't stem them, which is wrong at the start of a sentence and for all German nouns.
 _AS_IS = re.compile(r"""\b(?:AND|OR|NOT|XOR|NEAR|ADJ)\b|"[^"]*"|\b(?!title:)[a-z][a-z0-9_]*:(?:"[^"]*"|[^\s()"]+)""")
+# A word that can be misspelt: in letters, no name of a field, no beginning of one.
+_WORD = re.compile(r"(?<![\w:])[^\W\d_]{4,64}(?![\w:*])")
 # What Xapian marks a word with before the text is unescaped; not in any text that a person wrote.
 _MARKS = ("\x02", "\x03")
 
@@ -168,13 +171,13 @@ class Index:
             hits = [_hit(match.document.get_data(), match.weight, snippet) for match in found]
             matches = found.get_matches_estimated()
             exact = found.get_matches_lower_bound() == found.get_matches_upper_bound()
-            corrected = parser.get_corrected_query_string().decode()
-            if corrected:
-                # A word can be unknown and its stem be known: only what finds more is worth telling.
+            corrected = _corrected(database, query, xapian.Stem(language))
+            if corrected is not None:
+                # The words of another field or filter may have excluded everything anyway.
                 enquire.set_query(_parse(parser, corrected, filters))
                 if enquire.get_mset(0, 0, EXACT).get_matches_estimated() <= matches:
-                    corrected = ""
-            return Results(matches, exact, hits, corrected or None)
+                    corrected = None
+            return Results(matches, exact, hits, corrected)
 
         return self._read(run)
 
@@ -288,10 +291,10 @@ def _parse(parser: Any, query: str, filters: Mapping[str, str | Sequence[str]] |
     kind = xapian.QueryParser
     flags = (
         kind.FLAG_BOOLEAN | kind.FLAG_PHRASE | kind.FLAG_LOVEHATE | kind.FLAG_WILDCARD | kind.FLAG_PURE_NOT
-        | kind.FLAG_SPELLING_CORRECTION | kind.FLAG_CJK_NGRAM
+        | kind.FLAG_CJK_NGRAM
     )  # fmt: skip
     try:
-        parsed = parser.parse_query(_lower(query), flags) if query.strip() else xapian.Query.MatchAll
+        parsed = parser.parse_query(_words(query, str.lower), flags) if query.strip() else xapian.Query.MatchAll
     except xapian.QueryParserError as error:
         raise QueryInvalid(
             f"the query can't be read ({error}): quote the words that are not meant as operators"
@@ -309,12 +312,26 @@ def _parse(parser: Any, query: str, filters: Mapping[str, str | Sequence[str]] |
     return parsed
 
 
-def _lower(query: str) -> str:
+def _words(query: str, change: Callable[[str], str]) -> str:
+    """The query with `change` made to everything but what is to stay as it is."""
     parts, end = [], 0
     for keep in _AS_IS.finditer(query):
-        parts += [query[end : keep.start()].lower(), keep[0]]
+        parts += [change(query[end : keep.start()]), keep[0]]
         end = keep.end()
-    return "".join([*parts, query[end:].lower()])
+    return "".join([*parts, change(query[end:])])
+
+
+def _corrected(database: Any, query: str, stem: Any) -> str | None:
+    """The query with its unknown words replaced by similar ones, or None."""
+
+    def correct(word: re.Match[str]) -> str:
+        lower = word[0].lower()
+        if database.term_exists(lower) or database.term_exists("Z" + stem(lower).decode()):
+            return word[0]
+        return suggest(database, lower) or word[0]
+
+    corrected = _words(query, lambda part: _WORD.sub(correct, part))
+    return corrected if corrected != query else None
 
 
 def _hit(stored: bytes, score: float, snippet: Callable[[str], str]) -> Hit:

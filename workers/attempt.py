@@ -107,6 +107,8 @@ class Attempts:
                 records.append(Record(doubt.intent.id, "closed", proof or {}))
             elif evidence is Evidence.UNKNOWN:
                 unknown.append(doubt.intent)
+                if proof:
+                    records.append(Record(doubt.intent.id, "open", proof))
             elif doubt.receipt or proof:
                 records.append(Record(doubt.intent.id, "partial", proof or {}))
             else:

@@ -192,13 +192,10 @@ def _write(shard: Shard, db: Any, last: dict[str, _Put | None]) -> None:
             generator.index_text(content.title, TITLE_WEIGHT)
             # No phrase reaches from the title into the text.
             generator.increase_termpos()
-            shard.dictionary.read(content.title)
         if content.text:
             generator.index_text(content.text)
-            shard.dictionary.read(content.text)
         db.replace_document(unique, doc)
         if content.keywords and not content.keywords.keys() <= fields:
             fields |= content.keywords.keys()
-    shard.dictionary.write(db, len(last))
     if fields != shard.fields:
         shard.know(fields)

@@ -30,7 +30,6 @@ from outbox.errors import Fenced, Unavailable
 from outbox.failpoint import hit
 from outbox.participant import Item
 from outbox.search import FIELDS
-from workers.spelling import Dictionary
 
 with warnings.catch_warnings():
     # SWIG's types have no __module__, which newer Pythons deprecate.
@@ -53,8 +52,6 @@ class Shard:
         self.path = path
         #: Keyword fields that some document of this shard has or had.
         self.fields: frozenset[str] = frozenset()
-        #: Words for spelling corrections.
-        self.dictionary = Dictionary()
         self._epoch = epoch
         self._db: Any = None
         self._folder = -1
@@ -154,7 +151,6 @@ class Shard:
         """Let go of the files. What was committed stays, the rest is forgotten."""
         db, self._db = self._db, None
         folder, self._folder = self._folder, -1
-        self.dictionary = Dictionary()
         if db is not None:
             # In this order: closing would commit what is pending.
             with suppress(xapian.Error):

@@ -177,11 +177,34 @@ def test_search_pages_without_overlap(index: Index) -> None:
         index.search("", offset=-1)
 
 
-def test_search_corrects_the_spelling_when_that_finds_more(index: Index) -> None:
-    assert index.search("librarain report").corrected == "librarian report"
-    # Not a word of the index, but its stem is.
-    assert index.search("librarians").corrected is None
-    assert index.search("librarain folder:zip").corrected is None
+@pytest.mark.parametrize(
+    ("query", "corrected"),
+    [
+        ("librarain report", "librarian report"),
+        ("Librarain", "librarian"),
+        ("ilbrarian", "librarian"),
+        ("lbrarian", "librarian"),
+        ("llibrarain", "librarian"),
+        ("budhet OR (dragns -volme)", "budget OR (dragons -volume)"),
+        # Neither filters nor phrases nor beginnings of words are corrected.
+        ('report folder:libb "anual" libbr*', None),
+        # Not a word of the index, but its stem is.
+        ("librarians", None),
+        # Would find nothing either.
+        ("librarain folder:zip", None),
+        ("xyzzyx", None),
+        ("rep", None),
+    ],
+)
+def test_search_corrects_the_spelling_when_that_finds_more(index: Index, query: str, corrected: str | None) -> None:
+    assert index.search(query).corrected == corrected
+
+
+def test_search_suggests_the_most_frequent_of_similar_words(tmp_path: Path) -> None:
+    texts = ["house", "mouse", "horse", "horse", "horde"]
+    write(tmp_path, 0, {f"k{n}": {"text": text} for n, text in enumerate(texts)})
+    with Index(tmp_path) as index:
+        assert index.search("hoqse").corrected == "horse"
 
 
 def test_search_stems_in_the_language_asked_for(tmp_path: Path) -> None:
