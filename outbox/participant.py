@@ -120,6 +120,8 @@ class Participant(Protocol):
         and every outcome is APPLIED. Otherwise it stores the effects alone: what is to be parked must be
         parked in Postgres before any position passes it.
 
+        An empty batch with a position stores just that.
+
         After an intent that failed, later ones of its key are not tried (BLOCKED). If the participant goes down
         in the middle, fewer outcomes than intents may come back: the rest was not tried.
         """

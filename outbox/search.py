@@ -106,7 +106,7 @@ class Results(NamedTuple):
     exact: bool
     #: Those asked for, best first.
     hits: list[Hit]
-    #: The query with its spelling corrected, if that finds more.
+    #: The query with its spelling corrected, if that finds more (see `outbox.spelling`).
     corrected: str | None
 
 
@@ -206,7 +206,8 @@ class Index:
         """`run` on the newest state of the index."""
         if xapian is None:
             raise NotReady(
-                "Xapian is not installed: pip install 'postgres-outbox[index]', or Debian's python3-xapian for its own Python"
+                "Xapian is not installed: pip install 'postgres-outbox[index]', "
+                "or use Debian's Python with its python3-xapian"
             )
         with self._lock:
             for attempt in range(1, TRIES + 1):

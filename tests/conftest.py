@@ -1,3 +1,8 @@
 """Fixtures live by family in tests/fixtures/."""
 
-pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.lanes"]
+pytest_plugins = [
+    "tests.fixtures.lanes",
+    "tests.fixtures.mail",
+    "tests.fixtures.postfix",
+    "tests.fixtures.postgres",
+]

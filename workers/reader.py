@@ -231,6 +231,9 @@ class Reader:
             if parkings:
                 parked.put(self.conn, parkings)
             self._advance(after)
+        if parkings and self.participant.keeps_position:
+            # They are parked now, so its own position may pass them too.
+            self.participant.apply([], after)
 
     def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
         self._blocked.add(intent.key)

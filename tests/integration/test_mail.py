@@ -11,7 +11,6 @@ from outbox.errors import Ambiguous, NotReady, Permanent, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, LaneView, Outcome, Participant, Verdict
 from tests.fixtures.mail import CUT, DOMAIN, KnownEvidence, Peer, mail_intent, participant
-from tests.fixtures.mail import peer_fixture as _peer  # noqa: F401 - a fixture, asked for by name
 from workers.evidence import Finding, NoEvidence, log_time
 from workers.mail import MailParticipant
 from workers.smtp import SmtpSession, smtp_target

@@ -24,7 +24,6 @@ from outbox.errors import NotReady, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, LaneView, Verdict
 from tests.fixtures.mail import Mailserver, mail_intent, participant, start_worker
-from tests.fixtures.mail import mailserver_fixture as _mailserver  # noqa: F401 - a fixture, asked for by name
 from workers.evidence import MaildirEvidence, evidence_for
 from workers.maildir import Maildir
 from workers.mailserver import listening_socket

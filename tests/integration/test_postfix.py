@@ -19,7 +19,6 @@ from outbox.errors import NotReady, Unavailable
 from outbox.participant import Doubt, Evidence, LaneView, Verdict
 from tests.fixtures.mail import mail_intent, participant
 from tests.fixtures.postfix import Postfix
-from tests.fixtures.postfix import postfix_fixture as _postfix  # noqa: F401 - a fixture, asked for by name
 from workers.evidence import NoEvidence, PostfixEvidence, evidence_for
 
 pytestmark = pytest.mark.root

@@ -307,6 +307,11 @@ def test_reader_i2_parks_before_any_position_passes_a_failed_intent(bench: Bench
     bench.die()
     bench.drain(bench.reader(sink=keeper))
     assert bench.parked() == {"poison": ["bad"]}
+    # Once it is parked, the kept position passes it too: a restart doesn't bring it back.
+    bench.admin.execute("delete from outbox.parked")
+    bench.die()
+    bench.drain(bench.reader(sink=keeper))
+    assert bench.parked() == {}
 
 
 # ------------------------------------------------------------------------------- recorded attempts

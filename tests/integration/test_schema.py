@@ -33,15 +33,15 @@ def test_migration_brings_an_empty_database_to_head_and_again_does_nothing(serve
 
 
 def test_migration_head_is_what_the_code_expects() -> None:
-    newest = sorted(path.stem.split("_")[0] for path in (database.migrations() / "versions").glob("*.py"))[-1]
+    newest = max(path.stem.split("_")[0] for path in (database.migrations() / "versions").glob("*.py"))
     assert newest == database.HEAD
 
 
 def test_migration_as_sql_makes_the_same_schema(server: Postgres, empty: str, template: str, tmp_path: Path) -> None:
     script = tmp_path / "outbox.sql"
     script.write_text(migrate.script(), encoding="utf-8")
-    psql = [str(server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script), server.url(database=empty)]
-    subprocess.run(psql, check=True, capture_output=True)
+    psql = [str(server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script)]
+    subprocess.run([*psql, server.url(database=empty)], check=True, capture_output=True)
 
     def dump(name: str) -> list[str]:
         command = [str(server.binaries / "pg_dump"), "--schema=outbox", "--schema-only", server.url(database=name)]
@@ -170,10 +170,8 @@ def test_functions_that_run_as_owner_fix_their_search_path(admin: psycopg.Connec
 
 
 def test_limits_are_the_same_in_sql_and_in_python(admin: psycopg.Connection[Any]) -> None:
-    checks = " ".join(
-        row[0] for row in admin.execute("select pg_get_constraintdef(oid) from pg_constraint where contype = 'c' "
-                                        "and conrelid = 'outbox.log'::regclass")  # fmt: skip
-    )
+    query = "select pg_get_constraintdef(oid) from pg_constraint where contype = 'c' and conrelid = 'outbox.log'::regclass"
+    checks = " ".join(row[0] for row in admin.execute(query))
     assert str(PAYLOAD_LIMIT) in checks
     assert str(KEY_LIMIT) in checks
 

@@ -7,6 +7,7 @@ the application does what it should: asks whether its last transaction committed
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ ROLLBACK_EVERY = 20
 """Each so-many-th transaction is rolled back on purpose."""
 
 TEXT_LIMIT = 40_000
-"""Characters of a file that are indexed: a document travels in the log, whose payloads are small."""
+"""Bytes of a file's text that are indexed: a document travels in the log, whose payloads are small."""
 
 PATIENCE = 60.0
 """Seconds that the application waits for a database that was stopped."""
@@ -110,7 +111,7 @@ class Traffic:
             except BlobRefused:
                 self.expected.skipped += 1
             if following is None or following.parent != file.parent:
-                folder = str(file.parent.relative_to(self.root))
+                folder = _name(file.parent.relative_to(self.root))
                 self._transact(lambda session, f=folder, n=in_folder: self._folder(session, f, n))  # type: ignore[misc]
                 in_folder = 0
             done()
@@ -163,26 +164,39 @@ class Traffic:
         return False
 
     def _file(self, session: Session, file: Path) -> tuple[set[str], set[str], set[str]]:
-        key = str(file.relative_to(self.root))
-        blob: Blob = self.outbox.blobs.put(session, file, name=file.name)
-        session.add(File(path=_text(key), digest=blob.digest, size=blob.size))
-        with file.open(encoding="utf-8", errors="replace") as text:
-            self.outbox.index.put(
-                session, _text(key), title=_text(file.name), text=_text(text.read(TEXT_LIMIT)),
-                keywords={"folder": _text(str(file.parent.relative_to(self.root)))},
-                data={"digest": blob.digest, "size": blob.size},
-            )  # fmt: skip
-        return {_text(key)}, {blob.digest}, set()
+        key = _name(file.relative_to(self.root))
+        blob: Blob = self.outbox.blobs.put(session, file, name=_name(file.name))
+        session.add(File(path=key, digest=blob.digest, size=blob.size))
+        with file.open("rb") as content:
+            text = content.read(TEXT_LIMIT).decode("utf-8", "replace")
+        self.outbox.index.put(
+            session,
+            key,
+            title=_name(file.name),
+            text=_words(text),
+            keywords={"folder": _name(file.parent.relative_to(self.root))},
+            data={"digest": blob.digest, "size": blob.size},
+        )
+        return {key}, {blob.digest}, set()
 
     def _folder(self, session: Session, folder: str, count: int) -> tuple[set[str], set[str], set[str]]:
-        session.add(Folder(path=_text(folder), files=count))
+        session.add(Folder(path=folder, files=count))
         identity = self.outbox.mail.send(
-            session, sender="demo@outbox.example", to="you@outbox.example",
-            subject=f"{_text(folder)}: {count} files", text=f"The folder {_text(folder)} is complete.\n",
-        )  # fmt: skip
+            session,
+            sender="demo@outbox.example",
+            to="you@outbox.example",
+            subject=f"{count} files are complete",
+            text=f"The folder {folder} is complete.\n",
+        )
         return set(), set(), {identity}
 
 
-def _text(text: str) -> str:
-    """Text that Postgres can store: names of files are bytes, and contents may be anything."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ")
+def _name(path: str | Path) -> str:
+    """A file's name as text: on disk it is bytes, and need not be any text at all."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _words(text: str) -> str:
+    """A file's text for the index: what is no character is no word, and JSON writes it in six bytes."""
+    words = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+    return words.encode()[:TEXT_LIMIT].decode("utf-8", "ignore")
