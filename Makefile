@@ -30,6 +30,7 @@ bench: $(VENV)/.ready ## run the benchmark (ARGS="…" are its options)
 
 lint: $(VENV)/.ready ## check style and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Only what requirements.lock names is installed: pip refuses a file whose hash is not in it, and the build

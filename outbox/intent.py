@@ -99,7 +99,13 @@ class Intent(NamedTuple):
         if due is not None and due.tzinfo is None:
             raise IntentRefused("due has no time zone: use an aware datetime, such as datetime.now(UTC)")
         return cls(
-            0, target, action, key, payload_text(payload), due, saga,
+            0,
+            target,
+            action,
+            key,
+            payload_text(payload),
+            due,
+            saga,
             None if headers is None else payload_text(headers),
         )
 

@@ -163,9 +163,7 @@ def message_payload_from(
     return _payload(ours, message_domain(domain), checked, in_doubt)
 
 
-def _payload(
-    message: EmailMessage, domain: str, recipients: Sequence[str], in_doubt: InDoubt
-) -> dict[str, Any]:
+def _payload(message: EmailMessage, domain: str, recipients: Sequence[str], in_doubt: InDoubt) -> dict[str, Any]:
     if not recipients:
         raise AddressInvalid("the mail has no recipient: give one in to, cc or bcc")
     if in_doubt not in ("resend", "hold", "drop"):

@@ -67,5 +67,3 @@ def doubts(conn: psycopg.Connection[Any], lane: Lane) -> list[Doubt]:
         },
     )
     return [Doubt(Intent._make(row[:8]), row[8], row[9]) for row in rows]
-
-

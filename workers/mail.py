@@ -281,9 +281,7 @@ class MailParticipant:
         return Outcome(Verdict.IN_DOUBT, receipt, text)
 
     @staticmethod
-    def _verdict(
-        envelope: Envelope, progress: _Progress, finding: Finding
-    ) -> tuple[Evidence, dict[str, Any] | None]:
+    def _verdict(envelope: Envelope, progress: _Progress, finding: Finding) -> tuple[Evidence, dict[str, Any] | None]:
         """What a finding and the message's policy mean for all recipients together."""
         progress.found(envelope, finding)
         # Settled either way: an operator's decision to send it again must not be asked about once more.

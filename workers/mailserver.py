@@ -145,8 +145,13 @@ class Mailserver:
         await asyncio.gather(*(session.over() for session in older))
         return True
 
-    async def handle_EHLO(  # noqa: N802 - names and arguments are aiosmtpd's
-        self, server: _Connection, session: Any, envelope: Any, hostname: str, responses: list[str]  # noqa: ARG002
+    async def handle_EHLO(  # noqa: N802
+        self,
+        server: _Connection,
+        session: Any,
+        envelope: Any,
+        hostname: str,
+        responses: list[str],
     ) -> list[str]:
         if not await self._fence(server, hostname):
             return [_FENCED_OFF]
@@ -154,14 +159,19 @@ class Mailserver:
         # Commands are read from a stream one by one, which is all that pipelining asks for.
         return [*responses[:-1], "250-PIPELINING", "250-ENHANCEDSTATUSCODES", responses[-1]]
 
-    async def handle_HELO(self, server: _Connection, session: Any, envelope: Any, hostname: str) -> str:  # noqa: ARG002, N802
+    async def handle_HELO(self, server: _Connection, session: Any, envelope: Any, hostname: str) -> str:  # noqa: N802
         if not await self._fence(server, hostname):
             return _FENCED_OFF
         session.host_name = hostname
         return "250 localhost"
 
-    async def handle_MAIL(  # noqa: N802 - names and arguments are aiosmtpd's
-        self, server: _Connection, session: Any, envelope: Any, address: str, options: list[str]  # noqa: ARG002
+    async def handle_MAIL(  # noqa: N802
+        self,
+        server: _Connection,
+        session: Any,
+        envelope: Any,
+        address: str,
+        options: list[str],
     ) -> str:
         if not address.isprintable():
             return "553 5.1.7 control character in the address"
@@ -169,8 +179,13 @@ class Mailserver:
         envelope.mail_options.extend(options)
         return "250 2.1.0 Ok"
 
-    async def handle_RCPT(  # noqa: N802 - names and arguments are aiosmtpd's
-        self, server: _Connection, session: Any, envelope: Any, address: str, options: list[str]  # noqa: ARG002
+    async def handle_RCPT(  # noqa: N802
+        self,
+        server: _Connection,
+        session: Any,
+        envelope: Any,
+        address: str,
+        options: list[str],
     ) -> str:
         if not address.isprintable():
             return "553 5.1.3 control character in the address"
@@ -178,7 +193,7 @@ class Mailserver:
         envelope.rcpt_options.extend(options)
         return "250 2.1.5 Ok"
 
-    async def handle_DATA(self, server: _Connection, session: Any, envelope: Any) -> str:  # noqa: ARG002, N802
+    async def handle_DATA(self, server: _Connection, session: Any, envelope: Any) -> str:  # noqa: N802
         lines = [f"Return-Path: <{envelope.mail_from}>", *(f"Delivered-To: {to}" for to in envelope.rcpt_tos)]
         header = "".join(f"{line}\r\n" for line in lines).encode("ascii")
         server.writing = asyncio.get_running_loop().run_in_executor(

@@ -130,7 +130,11 @@ class Postgres:
         extra: dict[str, Any] = {"user": self.user, "group": self.user} if self.user else {}
         done = subprocess.run(
             [str(self.binaries / program), *arguments],
-            capture_output=True, text=True, check=False, cwd="/", **extra,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            **extra,
         )
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()
@@ -179,5 +183,3 @@ class Postgres:
             conn.execute("grant outbox_app to app")
             if not conn.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone():
                 conn.execute(f"create database {DATABASE} owner app")
-
-

@@ -183,9 +183,7 @@ class SmtpSession:
             self._drop()
             raise
 
-    def _submit(
-        self, connection: _Connection, sender: str, recipients: Sequence[str], data: bytes
-    ) -> Submission:
+    def _submit(self, connection: _Connection, sender: str, recipients: Sequence[str], data: bytes) -> Submission:
         size = f" SIZE={len(data)}" if connection.has_extn("size") else ""
         mail, *rcpts = _exchange(
             connection, [f"MAIL FROM:<{sender}>{size}", *(f"RCPT TO:<{address}>" for address in recipients)]

@@ -181,8 +181,13 @@ class Stack:
         (self.state / "supervisord.conf").write_text(config, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", "supervisord.conf"],
-            cwd=self.state, env=self._environment(), stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=_START,
+            cwd=self.state,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_START,
         )
         if done.returncode or not until(lambda: self.supervisor.phase() == "running", _START):
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]

@@ -20,7 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         # The name `command` alone is taken: it is the subcommand.
         parser.add_argument(
-            f"--{option}", dest=f"with_{option}", metavar=option.upper(), default=default,
+            f"--{option}",
+            dest=f"with_{option}",
+            metavar=option.upper(),
+            default=default,
             help=f"{text} (default: %(default)s)",
         )
 
