@@ -13,7 +13,6 @@ select null, x.gid, extract(epoch from clock_timestamp() - x.prepared)::float8, 
  where x.database = current_database()
    and exists (select from pg_locks k
                 where k.relation = 'outbox.log'::regclass and k.mode = 'RowExclusiveLock'
-                  and k.virtualtransaction like '-1/%' and k.pid is null
-                  and split_part(k.virtualtransaction, '/', 2) = x.transaction::text)
+                  and k.pid is null and split_part(k.virtualtransaction, '/', 2) = x.transaction::text)
  order by 3 desc nulls last
  limit 10
