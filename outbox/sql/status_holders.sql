@@ -11,8 +11,8 @@ union all
 select null, x.gid, extract(epoch from clock_timestamp() - x.prepared)::float8, 'prepared', ''
   from pg_prepared_xacts x
  where x.database = current_database()
-   and exists (select from pg_locks k
-                where k.relation = 'outbox.log'::regclass and k.mode = 'RowExclusiveLock'
-                  and k.pid is null and split_part(k.virtualtransaction, '/', 2) = x.transaction::text)
+   and exists (select from pg_locks k join pg_locks own using (virtualtransaction)
+                where k.pid is null and k.relation = 'outbox.log'::regclass and k.mode = 'RowExclusiveLock'
+                  and own.transactionid = x.transaction)
  order by 3 desc nulls last
  limit 10
