@@ -144,6 +144,10 @@ class Lane:
         if clear_deaths:
             self.deaths = 0
 
+    def suspect(self, conn: psycopg.Connection[Any], number: int) -> None:
+        """After deaths: note the intent that the next batch begins with. Raises `Fenced`."""
+        self._must(conn.execute(sql.load("lane_suspect"), {**self._me, "id": number}).fetchone())
+
     def release(self, conn: psycopg.Connection[Any]) -> None:
         """Give the lane back. No error if it is gone already."""
         conn.execute(sql.load("lane_release"), self._me)
@@ -173,7 +177,7 @@ def claim(
     """
     row = conn.execute(sql.load("lane_owner"), {"target": target, "lane": lane}).fetchone()
     if row is None:
-        raise NotReady(f"there is no lane {target}/{lane}: register the participant with `outbox register {target}`")
+        raise NotReady(f"there is no lane {target}/{lane}: register it with select outbox.register('{target}')")
     back = mine is not None and row[0] == mine
     dead = row[0] if back or (row[0] is not None and is_gone(row[1])) else None
     sent = time.monotonic()

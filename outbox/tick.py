@@ -17,6 +17,7 @@ import psycopg
 
 from outbox import sql
 from outbox.errors import Fenced, NotThisLog
+from outbox.failpoint import hit
 from outbox.position import Position
 
 CHANNEL = "outbox_tick"
@@ -111,6 +112,7 @@ def take(conn: psycopg.Connection[Any], epoch: int, low: int, nonce: str) -> Tic
     row = conn.execute(sql.load("tick_take"), {"epoch": epoch, "low": low, "nonce": nonce}).fetchone()
     if row is None:
         raise Fenced("another clock has taken over: this one stops")
+    hit("tick.taken")
     return Tick(*row[:7])
 
 

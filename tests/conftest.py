@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.fixtures.mail",
     "tests.fixtures.postfix",
     "tests.fixtures.postgres",
+    "tests.fixtures.site",
 ]

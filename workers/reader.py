@@ -179,6 +179,8 @@ class Reader:
                 parked.put(self.conn, aside)
                 if self.lane.deaths and aside[0].reason == "poison":
                     self.lane.show(self.conn, "draining", clear_deaths=True)
+        if self.lane.deaths and ready:
+            self.lane.suspect(self.conn, ready[0].id)
         outcomes = self._attempts.make(ready, after) if ready else []
         missing = len(ready) - len(outcomes)
         if missing:

@@ -175,9 +175,11 @@ create table outbox.lane (
   owner         uuid,
   place         text,
   lease_until   timestamptz,
-  -- How often an owner died without getting anywhere: the next one takes smaller batches.
+  -- How often an owner died without getting anywhere: the next one takes smaller batches, and notes the first
+  -- intent of each before it is applied. deaths_seq is where the position was at the last claim.
   deaths        smallint    not null default 0,
   deaths_seq    bigint      not null default 0,
+  suspect       bigint,
   -- For people: what the lane is doing when it isn't draining.
   state         text        not null default 'draining' check (state in ('draining', 'waiting', 'stopped')),
   reason        text,
@@ -329,7 +331,7 @@ grant execute on function outbox.reached(xid8, text) to outbox_app, outbox_worke
 grant select on all tables in schema outbox to outbox_worker, outbox_operator, outbox_reader;
 grant select on all sequences in schema outbox to outbox_worker, outbox_operator, outbox_reader;
 grant insert, delete on outbox.tick, outbox.position to outbox_worker;
-grant update (epoch, owner, place, lease_until, deaths, deaths_seq, state, reason, state_since)
+grant update (epoch, owner, place, lease_until, deaths, deaths_seq, suspect, state, reason, state_since)
   on outbox.lane to outbox_worker;
 grant insert, update, delete on outbox.parked, outbox.receipt to outbox_worker;
 grant execute on function outbox.add_partitions(int) to outbox_worker;

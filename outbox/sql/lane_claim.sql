@@ -1,6 +1,6 @@
 -- Purpose: become the owner of a lane that is free, whose lease has run out, or whose owner is known to be
 --   dead (`dead`: the caller has seen that its process is gone). Raises the epoch. Counts deaths: an owner
---   that went away without releasing and without moving the position (unless the caller is itself that owner,
+--   that went away without releasing, with a batch in hand, and without moving the position (unless the caller is itself that owner,
 --   back after it had lost the database).
 -- Locks: the lane row. Tables: outbox.lane (update), outbox.position (read). Called by: outbox.lane.claim.
 with prior as (
@@ -15,8 +15,9 @@ update outbox.lane l
    set epoch = l.epoch + 1, owner = %(owner)s, place = %(place)s,
        lease_until = outbox.now() + make_interval(secs => %(ttl)s),
        deaths = case when prior.owner is null or not %(count_death)s then prior.deaths
-                     when prior.deaths_seq = stand.seq then least(prior.deaths + 1, 1000)
-                     else greatest(prior.deaths, 1) end,
+                     when prior.deaths_seq <> stand.seq or prior.suspect is null then greatest(prior.deaths, 1)
+                     else least(prior.deaths + 1, 1000) end,
+       suspect = null,
        deaths_seq = stand.seq,
        state = 'draining', reason = null, state_since = outbox.now()
   from prior, stand

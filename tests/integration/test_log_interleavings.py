@@ -83,9 +83,7 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(count):
             self.numbers[key] += 1
             number = self.numbers[key]
-            writer.conn.execute(
-                "select outbox.emit('index', 'put', %s, %s)", (key, json.dumps({"n": number}))
-            )
+            writer.conn.execute("select outbox.emit('index', 'put', %s, %s)", (key, json.dumps({"n": number})))
             writer.levels[-1].append((key, number))
 
     @rule(who=st.integers(0, WRITERS - 1))

@@ -340,7 +340,9 @@ def test_smtp_session_knows_whether_the_dot_was_sent(peer: Peer) -> None:
     assert len(peer.messages) == 2
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:25", "smtp://", "http://x", "smtp://h:port", "unix:relative", "smtp://h/p"])
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:25", "smtp://", "http://x", "smtp://h:port", "unix:relative", "smtp://h/p"]
+)
 def test_smtp_target_refuses_what_it_does_not_understand(url: str) -> None:
     with pytest.raises(NotReady, match="smtp://HOST:PORT"):
         smtp_target(url)

@@ -112,7 +112,15 @@ def test_mailserver_listens_on_loopback(tmp_path: Path) -> None:
     with listening_socket(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "workers.mailserver", "--maildir", tmp_path / "m", "--listen", f"smtp://127.0.0.1:{port}"],
+        [
+            sys.executable,
+            "-m",
+            "workers.mailserver",
+            "--maildir",
+            tmp_path / "m",
+            "--listen",
+            f"smtp://127.0.0.1:{port}",
+        ],
         stderr=subprocess.PIPE,
     )
     try:

@@ -118,9 +118,7 @@ def test_reader_waits_and_parks_nothing_when_the_participant_is_down(bench: Benc
         (KeyError("a bug"), "retry"),
     ],
 )
-def test_reader_isolates_one_intent_by_halving_when_a_batch_raises(
-    bench: Bench, error: Exception, reason: str
-) -> None:
+def test_reader_isolates_one_intent_by_halving_when_a_batch_raises(bench: Bench, error: Exception, reason: str) -> None:
     for n in range(16):
         bench.emit(f"k{n}", n)
     bench.sink.fate["k11"] = error
@@ -207,6 +205,23 @@ def test_reader_parks_the_intent_that_kills_its_worker_and_only_that(bench: Benc
     assert bench.parked() == {"poison": ["killer"]}
     assert sorted(n for _, n in sink.effects) == [n for n in range(60) if n != 41]
     assert bench.admin.execute("select deaths from outbox.lane where target = 'sink'").fetchone() == (0,)
+
+
+def test_reader_parks_nothing_when_workers_are_killed_while_the_participant_is_down(bench: Bench) -> None:
+    bench.sink.batch_limit = 2
+    bench.sink.fate["k"] = Unavailable("down")
+    bench.emit("k", 1)
+    bench.clock.step()
+    for _ in range(20):
+        reader = bench.reader()
+        with pytest.raises(Unavailable):
+            reader.step()
+        reader.lane.show(bench.conn, "waiting", "down")
+        bench.die()
+    bench.sink.fate.clear()
+    bench.drain(bench.reader())
+    assert bench.parked() == {}
+    assert bench.sink.effects == [("k", 1)]
 
 
 def test_reader_parks_nothing_when_workers_are_killed_at_random(bench: Bench) -> None:

@@ -170,7 +170,9 @@ def test_functions_that_run_as_owner_fix_their_search_path(admin: psycopg.Connec
 
 
 def test_limits_are_the_same_in_sql_and_in_python(admin: psycopg.Connection[Any]) -> None:
-    query = "select pg_get_constraintdef(oid) from pg_constraint where contype = 'c' and conrelid = 'outbox.log'::regclass"
+    query = (
+        "select pg_get_constraintdef(oid) from pg_constraint where contype = 'c' and conrelid = 'outbox.log'::regclass"
+    )
     checks = " ".join(row[0] for row in admin.execute(query))
     assert str(PAYLOAD_LIMIT) in checks
     assert str(KEY_LIMIT) in checks

@@ -220,7 +220,9 @@ def test_session_refuses_an_unknown_target_and_names_the_known_ones(
     assert logged() == []
 
 
-@pytest.mark.parametrize(("target", "action", "key"), [("Index", "put", "k"), ("index", "p t", "k"), ("index", "put", "")])
+@pytest.mark.parametrize(
+    ("target", "action", "key"), [("Index", "put", "k"), ("index", "p t", "k"), ("index", "put", "")]
+)
 def test_session_refuses_names_that_are_none(
     sessions: sessionmaker[Session], outbox: Outbox, target: str, action: str, key: str
 ) -> None:
@@ -271,9 +273,7 @@ def test_session_blob_is_staged_before_the_commit_and_named_by_its_transaction(
     assert [stage.xid for stage in staged] == [row[0]]
 
 
-def test_session_token_tells_whether_its_transaction_committed(
-    sessions: sessionmaker[Session], outbox: Outbox
-) -> None:
+def test_session_token_tells_whether_its_transaction_committed(sessions: sessionmaker[Session], outbox: Outbox) -> None:
     with sessions() as session:
         put(outbox, session, "a")
         session.flush()
@@ -309,7 +309,9 @@ def test_session_wait_returns_when_the_participant_has_it_and_not_before(
         assert not session.in_transaction()
 
 
-def test_session_works_when_attached_to_a_class_or_a_single_session(engine: sa.Engine, app_url: str, logged: Any, tmp_path: Path) -> None:
+def test_session_works_when_attached_to_a_class_or_a_single_session(
+    engine: sa.Engine, app_url: str, logged: Any, tmp_path: Path
+) -> None:
     settings = Settings(app_url, tmp_path, tmp_path, "")
 
     class Own(Session):

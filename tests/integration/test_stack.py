@@ -261,7 +261,8 @@ def test_only_processes_of_the_stack_are_orphans(tmp_path: Path) -> None:
 def test_orphan_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     child = subprocess.Popen(
         ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
-        env={"PATH": os.environ["PATH"], orphan.MARK: str(tmp_path)}, start_new_session=True,
+        env={"PATH": os.environ["PATH"], orphan.MARK: str(tmp_path)},
+        start_new_session=True,
     )
     try:
         assert until(lambda: child.pid in orphan.orphans(tmp_path), 5)

@@ -15,8 +15,6 @@ from workers.clock import Clock
 TARGET = "index"
 
 
-
-
 class LogReader(Protocol):
     """Something that can be asked, again and again, what is new in the log."""
 

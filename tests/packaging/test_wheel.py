@@ -74,9 +74,15 @@ def test_contents(wheel: Path) -> None:
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
         commands = archive.read(entry_points).decode()
     assert {
-        "outbox/__main__.py", "outbox/py.typed", "outbox/_migrations/env.py", "outbox/_migrations/script.py.mako",
-        "outbox/_migrations/versions/0001_log.py", "outbox/_migrations/versions/0001_log.sql",
-        "workers/py.typed", "workers/supervisord.conf", "workers/cli/up.py",
+        "outbox/__main__.py",
+        "outbox/py.typed",
+        "outbox/_migrations/env.py",
+        "outbox/_migrations/script.py.mako",
+        "outbox/_migrations/versions/0001_log.py",
+        "outbox/_migrations/versions/0001_log.sql",
+        "workers/py.typed",
+        "workers/supervisord.conf",
+        "workers/cli/up.py",
     } <= names
     for file in (ROOT / "outbox" / "sql").glob("*.sql"):
         assert f"outbox/sql/{file.name}" in names

@@ -1,0 +1,336 @@
+"""The reference says what the code and the schema are: each list is compared with the thing itself, both ways."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import psycopg
+import pytest
+
+import outbox
+from outbox import failpoint, search, status
+from outbox.blob import Blob, BlobMissing
+from outbox.cli import _parser
+from outbox.database import Unreachable
+from outbox.errors import OutboxError
+from outbox.intent import Intent
+from outbox.parked import Reason
+from outbox.participant import Verdict
+from outbox.position import Position, Token
+from outbox.receipt import Record
+from outbox.session import BlobVerbs, IndexVerbs, MailVerbs, Outbox
+from outbox.settings import Settings
+from tests.docs.pages import DOCS, PAGES, ROOT, blocks, code, prose, read, rows, sections
+from workers import process
+from workers.demo.report import Report
+
+CLI, PYTHON, TABLES = (DOCS / "reference" / f"{name}.md" for name in ("cli", "python", "tables"))
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / "outbox").rglob("*.py"), *(ROOT / "workers").rglob("*.py")])
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[str, argparse.ArgumentParser]:
+    parser, _ = _parser(None)
+    (choices,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    return choices
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def test_each_command_has_its_section_with_its_usage(commands: dict[str, argparse.ArgumentParser]) -> None:
+    described = {title.removeprefix("outbox "): text for title, text in sections(CLI, 2).items()}
+    assert described.keys() == commands.keys()
+    for name, parser in commands.items():
+        usage = re.search(r"```text\n(usage: .*?)```", described[name], re.DOTALL)
+        assert usage is not None, name
+        assert words(usage[1]) == words(parser.format_usage())
+
+
+def test_options_that_are_named_exist(commands: dict[str, argparse.ArgumentParser]) -> None:
+    known = {option for parser in commands.values() for option in parser._option_string_actions} | {"--version"}
+    for page in PAGES:
+        for command, rest in re.findall(r"\boutbox ([a-z-]+)([^`\n]*)", read(page)):
+            if command in commands:
+                for option in re.findall(r"(?<!\S)--[a-z-]+", rest.split("#")[0]):
+                    assert option in commands[command]._option_string_actions, f"{page.name}: {command} {option}"
+    assert set(re.findall(r"`(--[a-z-]+)", prose(CLI))) <= known
+
+
+def test_fields_of_json_are_those_that_are_printed(
+    commands: dict[str, argparse.ArgumentParser], admin: psycopg.Connection[Any], worker: psycopg.Connection[Any]
+) -> None:
+    admin.execute("insert into outbox.parked (id, target, slot, key, reason) values (1, 'index', 1, 'k', 'poison')")
+    with psycopg.connect(admin.info.dsn) as writer:
+        writer.execute("select outbox.emit('index', 'put', 'k')")
+        shown = status.read(worker)
+    described = sections(CLI, 3)
+    for part, example in (("log", shown.log), *((n, getattr(shown, n)[0]) for n in ("lanes", "parked", "holders"))):
+        assert [code(row[0]) for row in rows(described[part])] == list(example), part
+    whole = sections(CLI, 2)
+    top = rows(whole["outbox status"].split("\n### ")[0])
+    assert [code(row[0]) for row in top] == [*(field.name for field in fields(status.Status)), "warnings"]
+    hit = next(row[1] for row in rows(whole["outbox search"]) if row[0] == "`hits`")
+    assert set(search.Hit._fields) == set(re.findall(r"`(\w+)`", hit))
+    assert [code(row[0]) for row in rows(whole["outbox demo"])] == [field.name for field in fields(Report)]
+    assert "demo" in commands
+
+
+# -------------------------------------------------------------------------------------------- settings
+
+
+def test_each_variable_is_documented_and_no_other() -> None:
+    documented = {code(row[0]) for row in rows(read(DOCS / "reference/settings.md")) if row[0].startswith("`OUTBOX_")}
+    used = {word for file in sources() for word in re.findall(r"\bOUTBOX_[A-Z_]+\b", file.read_text(encoding="utf-8"))}
+    assert documented == used
+
+
+def test_defaults_of_settings_are_right(tmp_path: Path) -> None:
+    settings = Settings.load(tmp_path, env={"OUTBOX_DATABASE": "postgresql://u@h/d"})
+    described = {code(row[0]): row[3] for row in rows(read(DOCS / "reference/settings.md")) if len(row) == 4}
+    assert code(described["OUTBOX_SMTP"]) == settings.smtp
+    assert code(described["OUTBOX_MAIL_EVIDENCE"]) == settings.mail_evidence
+    assert code(described["OUTBOX_MAIL_DOMAIN"]) == settings.mail_domain
+    assert float(code(described["OUTBOX_TTL"])) == settings.ttl
+    assert tmp_path / code(described["OUTBOX_INDEX"]) == settings.index
+    assert tmp_path / code(described["OUTBOX_BLOBS"]) == settings.blobs
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def test_each_table_and_column_is_documented(admin: psycopg.Connection[Any]) -> None:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for table, column, kind in admin.execute(
+        "select c.relname, a.attname, format_type(a.atttypid, null) from pg_class c join pg_attribute a "
+        "on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped "
+        "where c.relnamespace = 'outbox'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition "
+        "order by c.relname, a.attnum"
+    ):
+        found.setdefault(f"outbox.{table}", []).append((column, kind))
+    described = {title: [(code(row[0]), row[1]) for row in rows(text)] for title, text in sections(TABLES, 3).items()}
+    assert described == found
+
+
+def test_each_function_is_documented(admin: psycopg.Connection[Any]) -> None:
+    found = {
+        f"outbox.{name}({', '.join(arguments or [])})"
+        for name, arguments in admin.execute(
+            "select proname, proargnames from pg_proc where pronamespace = 'outbox'::regnamespace"
+        )
+    }
+    assert {code(row[0]) for row in rows(sections(TABLES, 2)["Functions"])} == found
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def errors(root: type[BaseException] = OutboxError) -> dict[str, type[BaseException]]:
+    """All of the product's own; modules that have some must be imported here."""
+    assert {BlobMissing, Unreachable, search.QueryInvalid}
+    found = {root.__name__: root}
+    for kind in root.__subclasses__():
+        if kind.__module__ in ("outbox.errors", "outbox.blob", "outbox.database", "outbox.search"):
+            found |= errors(kind)
+    return found
+
+
+def test_each_error_is_documented_with_what_it_is_a_kind_of() -> None:
+    table = [row for row in rows(read(DOCS / "reference/errors.md")) if len(row) == 4]
+    described = {code(row[0]): re.findall(r"`(\w+)`", row[1]) for row in table}
+    assert described == {name: [base.__name__ for base in kind.__bases__] for name, kind in errors().items()}
+    for row in table:
+        home = re.search(r"\(`([\w.]+)`\)", row[0])
+        assert errors()[code(row[0])].__module__ == (home[1] if home else "outbox.errors")
+
+
+def test_each_sqlstate_is_documented() -> None:
+    schema = (ROOT / "alembic/versions/0001_log.sql").read_text(encoding="utf-8")
+    described = {code(row[0]) for row in rows(read(DOCS / "reference/errors.md")) if row[0].startswith("`OB")}
+    assert described == set(re.findall(r"\bOB\d{3}\b", schema))
+
+
+# ------------------------------------------------------------------------------------------ failpoints
+
+
+def test_each_failpoint_is_documented_where_it_is() -> None:
+    described = {code(row[0]): row[1] for row in rows(read(DOCS / "reference/failpoints.md"))}
+    assert tuple(described) == failpoint.NAMES
+    for name, place in described.items():
+        files = [file for file in sources() if f'hit("{name}")' in file.read_text(encoding="utf-8")]
+        assert [str(file.relative_to(ROOT)) for file in files] == re.findall(r"`([^`]+)`", place), name
+
+
+# ---------------------------------------------------------------------------------------------- Python
+
+SIGNATURES: dict[str, Callable[..., Any]] = {
+    "Outbox": Outbox.__init__,
+    "outbox.index.put": IndexVerbs.put,
+    "outbox.index.delete": IndexVerbs.delete,
+    "outbox.blobs.put": BlobVerbs.put,
+    "outbox.blobs.delete": BlobVerbs.delete,
+    "outbox.mail.send": MailVerbs.send,
+    "outbox.emit": Outbox.emit,
+    "outbox.token": Outbox.token,
+    "outbox.wait": Outbox.wait,
+    "outbox.committed": Outbox.committed,
+    "Settings.load": Settings.load,
+    "Intent.make": Intent.make,
+    "search": search.search,
+    "Index": search.Index.__init__,
+    "Index.search": search.Index.search,
+    "Index.get": search.Index.get,
+    "process.run": process.run,
+}
+
+
+def arguments(node: ast.arguments) -> list[tuple[str, Any]]:
+    """Names and defaults, in order; a star for each kind of argument."""
+    missing = [None] * (len(node.args) - len(node.defaults))
+    plain = zip(node.args, [*missing, *node.defaults], strict=True)
+    named = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+    return [
+        *((a.arg, ... if d is None else ast.literal_eval(d)) for a, d in plain),
+        *([("*", ...)] if node.kwonlyargs else []),
+        *((a.arg, ... if d is None else ast.literal_eval(d)) for a, d in named),
+        *([(f"**{node.kwarg.arg}", ...)] if node.kwarg else []),
+    ]
+
+
+def written(signature: str) -> list[tuple[str, Any]]:
+    (function,) = ast.parse(f"def f{signature}: pass").body
+    assert isinstance(function, ast.FunctionDef)
+    return arguments(function.args)
+
+
+def real(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for each in inspect.signature(function).parameters.values():
+        if each.name in ("self", "cls"):
+            continue
+        if each.kind is each.KEYWORD_ONLY and ("*", ...) not in found:
+            found.append(("*", ...))
+        star = "**" if each.kind is each.VAR_KEYWORD else ""
+        found.append((star + each.name, ... if each.default is each.empty else each.default))
+    return found
+
+
+def test_each_signature_is_as_documented() -> None:
+    headings = [match for h in sections(PYTHON, 3) if (match := re.fullmatch(r"`([\w.]+)(\(.*\))`", h))]
+    assert {match[1] for match in headings} == SIGNATURES.keys()
+    for match in headings:
+        assert written(match[2]) == real(SIGNATURES[match[1]]), match[1]
+
+
+def test_each_public_name_is_documented() -> None:
+    headings = sections(PYTHON, 2)
+    for name in outbox.__all__:
+        assert name in headings or f"`{name}`" in headings["Errors"], name
+    # Public methods of the verbs.
+    for prefix, verbs in (("outbox.index", IndexVerbs), ("outbox.blobs", BlobVerbs), ("outbox.mail", MailVerbs)):
+        for name in vars(verbs):
+            assert name.startswith("_") or f"`{prefix}.{name}" in read(PYTHON), name
+    for name in vars(Outbox):
+        assert name.startswith("_") or f"`outbox.{name}" in read(PYTHON), name
+
+
+@pytest.mark.parametrize("kind", [Token, Position, Blob, Intent, search.Hit, search.Results])
+def test_each_field_of_a_value_is_documented(kind: Any) -> None:
+    text = sections(PYTHON, 2)["Search" if kind in (search.Hit, search.Results) else kind.__name__]
+    assert all(f"`{field}`" in text for field in kind._fields)
+
+
+def test_each_field_of_settings_is_documented() -> None:
+    assert all(f"`{field.name}`" in sections(PYTHON, 2)["Settings"] for field in fields(Settings))
+
+
+# ---------------------------------------------------------------------------------------------- states
+
+
+def diagram(heading: str) -> set[str]:
+    """The states in the picture below a heading."""
+    text = sections(DOCS / "explanation/states.md", 2)[heading]
+    (picture,) = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", text, re.DOTALL)
+    arrows = re.findall(r"^ *(\S+) --> ([^\s:]+)", picture, re.MULTILINE)
+    assert len(arrows) == len(picture.strip().splitlines())
+    return {state for arrow in arrows for state in arrow} - {"[*]"}
+
+
+def check(table: str, column: str) -> set[str]:
+    """What the CHECK of a column in the migration allows."""
+    schema = (ROOT / "alembic/versions/0001_log.sql").read_text(encoding="utf-8")
+    (body,) = re.findall(rf"^create table outbox\.{table} \((.*?)^\)", schema, re.DOTALL | re.MULTILINE)
+    (allowed,) = re.findall(rf"check \({column} in \(('[^)]*)\)\)", body)
+    return set(re.findall(r"'(\w+)'", allowed))
+
+
+def test_states_of_an_intent_are_those_of_code_and_schema() -> None:
+    reasons = check("parked", "reason")
+    assert set(get_args(Reason)) == reasons
+    assert {verdict.value for verdict in Verdict} == reasons - {"due"} | {"applied"}
+    assert diagram("An intent") == reasons | {"logged", "applied"}
+    parked = rows(sections(DOCS / "how-to/parked-intents.md", 2)["See them"])
+    assert {code(row[0]) for row in parked} == reasons
+
+
+def test_states_of_a_lane_are_those_of_the_schema() -> None:
+    assert diagram("A lane") == check("lane", "state")
+
+
+def test_states_of_a_receipt_are_those_of_code_and_schema() -> None:
+    allowed = check("receipt", "state")
+    assert set(get_args(get_type_hints(Record)["state"])) == allowed
+    assert diagram("A receipt") == allowed
+
+
+# ----------------------------------------------------------------------------------- what pages rely on
+
+
+def test_tests_that_are_named_exist() -> None:
+    tests = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
+    existing = {found for text in tests for found in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    named = {found for page in PAGES for found in re.findall(r"`(test_\w+)`", read(page))}
+    assert named
+    assert named - existing == set()
+
+
+def test_each_promise_has_its_section() -> None:
+    titles = [title.split(":")[0] for title in sections(DOCS / "explanation/guarantees.md", 2)]
+    assert titles == [f"I{number}" for number in range(1, 13)]
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in PAGES:
+        for file in re.findall(r"`((?:outbox|workers|tests|alembic)/[\w./]+)`", prose(page)):
+            assert (ROOT / file).exists(), f"{page.name}: {file}"
+
+
+def test_modules_in_the_architecture_are_all_there_are() -> None:
+    text = sections(DOCS / "explanation/architecture.md", 2)["Two packages"]
+    named = {found for row in rows(text) for found in re.findall(r"`([\w/]+)`", row[0])}
+    exist = {
+        entry.stem + ("/" if entry.is_dir() else "")
+        for package in ("outbox", "workers")
+        for entry in (ROOT / package).iterdir()
+        if not entry.name.startswith("_") and (entry.suffix == ".py" or entry.is_dir())
+    }
+    assert named == exist
+
+
+def test_diagrams_are_of_a_kind_that_is_known() -> None:
+    kinds = {block.text.split()[0] for page in PAGES for block in blocks(page) if block.language == "mermaid"}
+    assert kinds == {"flowchart", "stateDiagram-v2"}
