@@ -38,12 +38,12 @@ select id, target, action, key, payload::text, due, saga, headers::text
 
 def small(site: Site, *, quick: bool) -> Iterator[Figure]:
     """10⁵ rows."""
-    yield from _against_select(site, "log-1e5", 100_000, pairs=3 if quick else 7)
+    yield from _against_select(site, "log-1e5", 100_000, pairs=3 if quick else 15)
 
 
 def large(site: Site, *, quick: bool) -> Iterator[Figure]:
     """10⁶ rows."""
-    yield from _against_select(site, "log-1e6", 1_000_000, pairs=1 if quick else 3)
+    yield from _against_select(site, "log-1e6", 1_000_000, pairs=1 if quick else 5)
 
 
 def _against_select(site: Site, name: str, count: int, *, pairs: int) -> Iterator[Figure]:
@@ -108,7 +108,7 @@ def held(site: Site, *, quick: bool) -> Iterator[Figure]:
                     writing.rollback()
                     looking.rollback()
 
-        pair = compare(behind, fresh, pairs=3 if quick else 5)
+        pair = compare(behind, fresh, pairs=3 if quick else 11)
     yield Figure("log-held.ratio", pair.ratio, "ratio of rows/s", Bar(">=", 0.9))
     yield Figure("log-held.held", pair.ours, "rows/s")
     yield Figure("log-held.free", pair.theirs, "rows/s")
