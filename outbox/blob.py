@@ -338,7 +338,7 @@ def _sync_path(path: Path) -> None:
 
 def _missing() -> BlobMissing:
     return BlobMissing(
-        "no blob of this digest is published: wait for its transaction with outbox.wait, or run `outbox scrub`"
+        "no blob of this digest is published: wait for its transaction with outbox.wait, and look at `outbox status`"
     )
 
 

@@ -1,4 +1,4 @@
-"""Every error that the product raises.
+"""The errors of the product; a few more stand where they belong (`BlobMissing`, `QueryInvalid`, `Unreachable`).
 
 One root, three branches that say what happens to an intent when a participant raises them:
 

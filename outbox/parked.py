@@ -47,16 +47,44 @@ def put(conn: psycopg.Connection[Any], parkings: Sequence[Parking]) -> None:
     )
 
 
-def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) -> dict[int, int]:
-    """The intents whose time has come → how often they were tried, this time included.
+class Taken(NamedTuple):
+    """How often a parked intent was tried, this time included."""
+
+    attempts: int
+    #: … in a row without an outcome.
+    deaths: int
+
+
+def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) -> dict[int, Taken]:
+    """The intents whose time has come; one that killed its worker comes alone, when no other is due.
 
     They are due again after `wait` seconds, unless `put` or `remove` says otherwise before.
     """
+    ready = conn.execute(sql.load("parked_ready"), _share(lane)).fetchone()
+    if ready is None or not any(ready):
+        return {}
+    plain, _deadly = ready
     rows = conn.execute(
         sql.load("parked_take"),
-        {"target": lane.target, "lane": lane.lane, "epoch": lane.epoch, "limit": limit, "wait": wait},
+        {
+            "target": lane.target,
+            "lane": lane.lane,
+            "epoch": lane.epoch,
+            "deadly": not plain,
+            "limit": limit if plain else 1,
+            "wait": wait,
+        },
     )
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: Taken(row[1], row[2]) for row in rows}
+
+
+def promote(conn: psycopg.Connection[Any], lane: Lane) -> None:
+    """Give those their turn that are blocked behind nothing any more."""
+    conn.execute(sql.load("parked_promote"), _share(lane))
+
+
+def _share(lane: Lane) -> dict[str, Any]:
+    return {"target": lane.target, "slot_low": lane.slots.low, "slot_high": lane.slots.high}
 
 
 def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]:
@@ -66,8 +94,4 @@ def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]
 
 def keys(conn: psycopg.Connection[Any], lane: Lane) -> set[str]:
     """The keys that later intents must queue behind."""
-    rows = conn.execute(
-        sql.load("parked_keys"),
-        {"target": lane.target, "slot_low": lane.slots.low, "slot_high": lane.slots.high},
-    )
-    return {row[0] for row in rows}
+    return {row[0] for row in conn.execute(sql.load("parked_keys"), _share(lane))}

@@ -48,8 +48,8 @@ class Position(NamedTuple):
 class Token(NamedTuple):
     """What a commit yields: the transaction, and the last intent that it wrote.
 
-    `outbox.wait(token, "index")` blocks until that participant has it; `outbox.committed(token)` answers
-    whether the transaction did commit when the reply to COMMIT was lost.
+    `outbox.wait(session, token, "index")` blocks until that participant has it; `outbox.committed(session, token)`
+    answers whether the transaction did commit when the reply to COMMIT was lost.
     """
 
     xid: int

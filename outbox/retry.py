@@ -16,7 +16,7 @@ class Backoff:
 
     first: float = 1.0
     limit: float = 3600.0
-    #: After so many tries an intent is poison: about two days with the defaults.
+    #: After so many tries an intent is poison: about a day with the defaults.
     attempts: int = 60
     _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 

@@ -44,6 +44,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from outbox.document import LANGUAGES, TITLE, key_term, prefix, term
 from outbox.errors import NotReady, OutboxError, PayloadInvalid
+from outbox.settings import required
 from outbox.spelling import suggest
 
 try:
@@ -129,9 +130,9 @@ def shards(directory: Path) -> list[Path]:
 class Index:
     """An index, open for queries."""
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path | None) -> None:
         """Opens nothing yet, so that an application can start before its workers do."""
-        self._directory = Path(directory)
+        self._directory = required(None if directory is None else Path(directory), "OUTBOX_INDEX")
         self._lock = Lock()
         self._identity: list[tuple[Path, int]] = []
         self._shards: list[Any] = []
@@ -261,7 +262,7 @@ class Index:
 
 
 def search(
-    directory: str | Path,
+    directory: str | Path | None,
     query: str,
     *,
     limit: int = 10,

@@ -44,7 +44,7 @@ from outbox.intent import Intent
 from outbox.log import append_parameters
 from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
-from outbox.settings import Settings
+from outbox.settings import Settings, required
 
 _PENDING = "outbox.pending"
 _TOKEN = "outbox.token"  # noqa: S105 - a key of session.info, no secret
@@ -54,6 +54,9 @@ WAIT_EVERY = 0.005
 """Seconds between looks while waiting for a participant; doubles up to `WAIT_MOST`."""
 
 WAIT_MOST = 0.1
+
+
+_KNOWN = sa.text("select exists (select from outbox.participant where target = :target)")
 
 
 class Outbox:
@@ -135,6 +138,9 @@ class Outbox:
             self._insert(session, session.connection())
 
     def _after_create(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            # A token belongs to one transaction: the next one has none until it has written intents.
+            session.info.pop(_TOKEN, None)
         # The SAVEPOINT itself is sent with its first statement: the parent's intents still go before it.
         if transaction.nested and session.info.get(_PENDING):
             parent = transaction.parent
@@ -167,7 +173,8 @@ class Outbox:
     # --------------------------------------------------------------------------------- after the commit
 
     def token(self, session: Session) -> Token | None:
-        """What the session's last transaction with intents yields, once they are inserted; for `wait`."""
+        """What the session's transaction yields once its intents are inserted, and keeps until the next one
+        begins; None if it wrote none."""
         return session.info.get(_TOKEN)
 
     def committed(self, session: Session, token: Token) -> bool | None:
@@ -201,6 +208,8 @@ class Outbox:
                     sa.text("select outbox.reached(cast(:xid as text)::xid8, :target)"),
                     {"xid": str(token.xid), "target": target},
                 ).scalar()
+                if reached is False and not connection.execute(_KNOWN, {"target": target}).scalar():
+                    raise UnknownTarget(f"no participant {target!r} is registered: nothing will ever reach it")
             if reached:
                 return
             if time.monotonic() > deadline:
@@ -252,7 +261,7 @@ class BlobVerbs:
     def store(self) -> BlobStore:
         """Where the blobs are, for reading: `outbox.blobs.store.open(blob.digest)`."""
         if self._store is None:
-            self._store = BlobStore(self._outbox.settings.blobs)
+            self._store = BlobStore(required(self._outbox.settings.blobs, "OUTBOX_BLOBS"))
         return self._store
 
     def put(

@@ -41,10 +41,10 @@ class Settings:
 
     #: libpq connection URI.
     database: str
-    #: Directory of the Xapian index.
-    index: Path
-    #: Directory of the blob store.
-    blobs: Path
+    #: Directory of the Xapian index; None if nothing says where it is.
+    index: Path | None
+    #: Directory of the blob store; None if nothing says where it is.
+    blobs: Path | None
     #: `smtp://HOST:PORT` or `unix:/path`.
     smtp: str
     #: `maildir:/path`, `postfix:/etc/postfix` or `none`.
@@ -79,14 +79,25 @@ class Settings:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
         return cls(
             database=database,
-            index=Path(env.get("OUTBOX_INDEX") or directory / "index"),
-            blobs=Path(env.get("OUTBOX_BLOBS") or directory / "blobs"),
+            index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
+            blobs=_path(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
         )
+
+
+def required(path: Path | None, variable: str) -> Path:
+    """`path`, or `NotReady` with the variable to set: a directory is never invented beside a named database."""
+    if path is None:
+        raise NotReady(f"{variable} is not set, and there is no state directory: say where it is")
+    return path
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _seconds(text: str) -> float:

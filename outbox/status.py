@@ -12,6 +12,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from outbox import sql
+from outbox.errors import NotReady
 
 COUNT_LIMIT = 10_000
 """Intents behind a lane are counted up to here: the question is how bad, not how many exactly."""
@@ -24,7 +25,7 @@ TICK_AGE_WARN = 10.0
 class Status:
     """A picture of the system; every value is JSON."""
 
-    #: log, last_id, tick, high, tick_seconds, clock_runs, clock_epoch, partitions, room_until
+    #: log, last_id, tick, high, tick_seconds, clock_runs, clock_epoch, clock_stopped, partitions, room_until
     log: dict[str, Any]
     #: target, lane, epoch, owned, place, lease_seconds, position, behind, lag_seconds, state, reason, state_seconds
     lanes: list[dict[str, Any]]
@@ -36,7 +37,9 @@ class Status:
     def warnings(self) -> list[str]:
         """What a person should look at, each with what to do."""
         found = []
-        if not self.log["clock_runs"]:
+        if self.log["clock_stopped"]:
+            found.append(f"the clock is stopped: {self.log['clock_stopped']}")
+        elif not self.log["clock_runs"]:
             found.append("no clock is running, so nothing makes progress: run `outbox work clock`")
         elif self.log["last_id"] > self.log["high"] and self.log["tick_seconds"] > TICK_AGE_WARN:
             found.append("the clock runs but takes no ticks: see its log")
@@ -47,7 +50,7 @@ class Status:
             elif lane["state"] == "waiting" and lane["owned"]:
                 found.append(f"lane {name} waits: {lane['reason']}")
             elif lane["behind"] and not lane["owned"]:
-                found.append(f"lane {name} is behind and nobody drains it: run `outbox work {lane['target']}`")
+                found.append(f"lane {name} is behind and nobody drains it: run its worker (`outbox work`)")
         if self.log["room_until"] - self.log["last_id"] < 2_000_000:
             found.append("the log is running out of partitions: run `outbox work clock`, which makes them")
         return found
@@ -55,6 +58,17 @@ class Status:
 
 def read(conn: psycopg.Connection[Any]) -> Status:
     """The picture now."""
+    try:
+        return _read(conn)
+    except psycopg.errors.InsufficientPrivilege:
+        user = conn.info.user
+        raise NotReady(
+            f"the database user {user} may not see the status: use one that is a member of outbox_reader, "
+            f"outbox_operator or outbox_worker (GRANT outbox_reader TO {user})"
+        ) from None
+
+
+def _read(conn: psycopg.Connection[Any]) -> Status:
     with conn.cursor(row_factory=dict_row) as cursor:
         log = cursor.execute(sql.load("status_log")).fetchone()
         assert log is not None  # noqa: S101 - the migration made the row

@@ -124,6 +124,21 @@ def latest(conn: psycopg.Connection[Any]) -> Tick:
     return Tick(*row)
 
 
+def check_history(conn: psycopg.Connection[Any]) -> None:
+    """Raise `NotThisLog` if the ticks were not taken by this server: the log was restored from a dump.
+
+    Transaction numbers mean nothing in another server. Going on would skip every intent that was not applied when
+    the dump was made, in silence.
+    """
+    row = conn.execute(sql.load("tick_history")).fetchone()
+    if row is None or not all(row):
+        raise NotThisLog(
+            "this log was restored from a dump, and its ticks mean nothing in this server. Nothing was skipped. "
+            "Restore a physical backup (pg_basebackup) instead; or, if all lanes had drained when the dump was made, "
+            "see docs/explanation/log-and-ticks.md"
+        )
+
+
 def match(conn: psycopg.Connection[Any], position: Position) -> Position:
     """`position` as a place where reading of this log can go on (log matching).
 

@@ -53,6 +53,7 @@ class Clock:
     def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
         self.conn = conn
         self.lane = lane
+        tick.check_history(conn)
         self._nonce = new_nonce()
         self._nonce_at = self._tick_at = time.monotonic()
         self._frontier: int | None = None

@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from outbox.errors import NotReady
+from outbox.errors import NotReady, Unavailable
 from outbox.participant import Evidence
 from workers.envelope import SENDER, WHOLE
 
@@ -52,6 +52,9 @@ class Finding(NamedTuple):
 class MailEvidence(Protocol):
     """A way to find out what a mail server has taken."""
 
+    def check(self) -> None:
+        """Raise `Unavailable` if nothing could be found out."""
+
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """A finding for each token, given the time at which its first attempt in doubt was opened.
 
@@ -76,6 +79,9 @@ def evidence_for(setting: str) -> MailEvidence:
 class NoEvidence:
     """A server that can't be asked, such as a remote relay: the message's policy decides."""
 
+    def check(self) -> None:
+        """Nothing is promised."""
+
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Nothing is known."""
         return dict.fromkeys(tokens, Finding(Evidence.UNKNOWN, {}))
@@ -86,6 +92,9 @@ class MaildirEvidence:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def check(self) -> None:
+        """A Maildir that isn't there yet is an empty one."""
 
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Exact, if the caller's session is of the lane that the attempts were made in."""
@@ -175,6 +184,18 @@ class PostfixEvidence:
             logger.warning("Postfix's log can't be read (%s): add this user to its group", type(error).__name__)
             return False
         return since is None or (oldest is not None and oldest <= since)
+
+    def check(self) -> None:
+        """Raise `Unavailable` when nothing could be decided: better known before a mail is sent than after."""
+        try:
+            with open(self._log or self._find_log(), "rb"):
+                pass
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Unavailable(
+                f"Postfix's log can't be read ({type(error).__name__}), so that no attempt in doubt could be decided: "
+                "set maillog_file in main.cf (or install rsyslog) and let this user read it, or set "
+                "OUTBOX_MAIL_EVIDENCE=none"
+            ) from error
 
     def _find_log(self) -> Path:
         configured = self._run("postconf", "-c", str(self.config_directory), "-h", "maillog_file").strip()

@@ -130,6 +130,7 @@ class MailParticipant:
         name = f"mail-{lane.lane}-{lane.epoch}.{self._domain}"
         self._session = SmtpSession(self._target, name, timeout=self._timeout)
         self._session.connect()
+        self._evidence.check()
 
     def position(self) -> Position | None:
         """A mail server holds no position."""

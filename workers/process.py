@@ -128,7 +128,12 @@ class Drainer:
                         return True
             except Fenced as error:
                 log.warning("%s", error)
-                self._owner = None
+                # If it was the participant that refused this epoch, the lane is still ours: say so, and claim it
+                # anew with a higher one. If there is a new owner, neither does anything.
+                with suppress(Fenced):
+                    lane.show(conn, "waiting", str(error))
+                self._release(conn, lane)
+                self._stop.wait(CLAIM_EVERY)
             except NotThisLog as error:
                 log.error("%s: stopped: %s", self._name, error)  # noqa: TRY400 - the sentence is enough
                 with suppress(Fenced):
@@ -206,7 +211,11 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
                 log.info("clock: claimed, epoch %d", lane.epoch)
                 failures = 0
                 with Lease(settings.database, lane):
-                    clock = Clock(conn, lane)
+                    try:
+                        clock = Clock(conn, lane)
+                    except NotThisLog as error:
+                        lane.show(conn, "stopped", str(error))
+                        raise
                     while not stop.is_set():
                         if not clock.step():
                             stop.wait(clock.pause)
@@ -214,6 +223,9 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
         except Fenced as error:
             log.warning("%s", error)
             owner = None
+        except NotThisLog as error:
+            log.error("clock: stopped: %s", error)  # noqa: TRY400 - the sentence is enough
+            stop.wait(STOPPED_EVERY)
         except (psycopg.OperationalError, psycopg.InterfaceError, Unreachable) as error:
             failures += 1
             log.warning("clock: the database is lost (%s): trying again", reason(error))

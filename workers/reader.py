@@ -38,12 +38,16 @@ logger = logging.getLogger("outbox.reader")
 PARKED_EVERY = 0.25
 """Seconds between looks at what is parked and due."""
 
+BLOCKED_EVERY = 5.0
+"""Seconds between looks at which keys are still blocked: operators work by hand."""
+
 EMPTY_EVERY = 0.2
 """Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
 
 DEATHS = 3
 """An intent that was alone in its batch and killed its worker so often is parked."""
 
+_DEADLY = f"killed its worker {DEATHS} times"
 _DIED = "its worker died, and nothing tells whether it got through"
 
 PARKED_LIMIT = 100
@@ -76,6 +80,7 @@ class Reader:
         self._written: Position
         self._written_at = 0.0
         self._parked_at = 0.0
+        self._blocked_at = 0.0
         self._blocked: set[str] = set()
         self._applied = 0
 
@@ -93,9 +98,7 @@ class Reader:
         self._written = stand
         self._blocked = parked.keys(self.conn, lane)
         if unknown := self._attempts.resolve():
-            with self.conn.transaction():
-                self.lane.fence(self.conn)
-                parked.put(self.conn, [Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
+            self._put([Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
             self._blocked.update(intent.key for intent in unknown)
 
     def _move(self, position: Position) -> None:
@@ -209,7 +212,7 @@ class Reader:
             if intent.key in self._blocked:
                 aside.append(Parking(intent.id, "blocked"))
             elif intent.id == suspect:
-                aside.append(Parking(intent.id, "poison", error=f"killed its worker {DEATHS} times"))
+                aside.append(Parking(intent.id, "poison", error=_DEADLY))
                 self._blocked.add(intent.key)
                 logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
             elif intent.due is not None:
@@ -259,25 +262,30 @@ class Reader:
         if time.monotonic() - self._parked_at < PARKED_EVERY:
             return False
         self._parked_at = time.monotonic()
+        if self._blocked and self._parked_at - self._blocked_at > BLOCKED_EVERY:
+            self._look_again()
         taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
         if not taken:
             return False
         batch = log.fetch(self.conn, list(taken))
+        if deadly := [Parking(n, "poison", t.attempts, error=_DEADLY) for n, t in taken.items() if t.deaths > DEATHS]:
+            self._put(deadly)
+            return True
         try:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
             # Not tried: give the attempt back.
-            again = [Parking(i.id, "retry", taken[i.id] - 1, 0.0, "waiting for the participant") for i in batch]
-            with self.conn.transaction():
-                self.lane.fence(self.conn)
-                parked.put(self.conn, again)
+            again = [
+                Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in batch
+            ]
+            self._put(again)
             raise
         batch = batch[: len(outcomes)]
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
-            failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             if failed:
                 parked.put(self.conn, failed)
             freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
@@ -287,6 +295,19 @@ class Reader:
         if freed:
             self._parked_at = 0.0  # the next one of each key may have its turn at once
         return True
+
+    def _look_again(self) -> None:
+        """An operator may have taken intents out by hand: whatever they held back has its turn."""
+        self._blocked_at = self._parked_at
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            parked.promote(self.conn, self.lane)
+        self._blocked = parked.keys(self.conn, self.lane)
+
+    def _put(self, parkings: Sequence[Parking]) -> None:
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            parked.put(self.conn, parkings)
 
     def _again(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
         if outcome.verdict is Verdict.BLOCKED:

@@ -104,7 +104,7 @@ begin
   raise exception using
     errcode = 'OB001',
     message = 'the log is append-only: ' || tg_op || ' on ' || tg_table_name || ' is refused',
-    hint = 'To undo an effect, emit another intent; to skip one, use outbox parked skip.';
+    hint = 'To undo an effect, emit another intent.';
 end $$;
 
 create trigger log_append_only before update or delete on outbox.log
@@ -232,6 +232,8 @@ create table outbox.parked (
   key       text        not null,
   reason    text        not null check (reason in ('retry', 'poison', 'in_doubt', 'blocked', 'due')),
   attempts  int         not null default 0,
+  -- How often in a row it was tried without an outcome: its worker died of it, perhaps.
+  deaths    int         not null default 0,
   retry_at  timestamptz,
   error     text        not null default '',
   parked_at timestamptz not null default outbox.now(),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from outbox.search import Hit, Index, Results
-from outbox.settings import Settings
+from outbox.settings import Settings, required
 
 HELP = "search the index"
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _directory(state: str | None) -> Path:
     # The index can be searched while nothing is known of a database.
     named = os.environ.get("OUTBOX_INDEX")
-    return Path(named) if named else Settings.load(state).index
+    return Path(named) if named else required(Settings.load(state).index, "OUTBOX_INDEX")
 
 
 def _print_json(query: str, page: int, found: Results) -> None:

@@ -10,5 +10,5 @@ select p.id, l.target, l.slot, l.key, p.reason, p.attempts,
        as p (id, reason, attempts, wait, error)
   join outbox.log l on l.id = p.id
 on conflict (id) do update
-   set reason = excluded.reason, attempts = excluded.attempts, retry_at = excluded.retry_at, error = excluded.error
+   set reason = excluded.reason, attempts = excluded.attempts, deaths = 0, retry_at = excluded.retry_at, error = excluded.error
  where excluded.reason <> 'blocked'

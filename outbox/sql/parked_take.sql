@@ -1,17 +1,18 @@
--- Purpose: parked intents whose time has come, counted as tried before they are tried, so that one which kills
---   its worker doesn't come back at once and for ever.
--- Locks: the rows returned. Tables: outbox.parked (update), outbox.lane (lock). Called by: outbox.parked.take.
+-- Purpose: parked intents whose time has come; or one of those that killed a worker, alone. Each is counted as
+--   tried, and as one more death, before it is tried; recording the outcome takes the death back.
+-- Locks: the rows returned; the lane row (share). Tables: outbox.parked (update), outbox.lane (lock).
+-- Called by: outbox.parked.take.
 with fence as (
   select slot_low, slot_high from outbox.lane
    where target = %(target)s and lane = %(lane)s and epoch = %(epoch)s for share
 ), ready as (
   select p.id from outbox.parked p, fence
    where p.target = %(target)s and p.slot between fence.slot_low and fence.slot_high
-     and p.retry_at <= outbox.now()
+     and p.retry_at <= outbox.now() and (p.deaths > 0) = %(deadly)s
    order by p.retry_at, p.id limit %(limit)s
      for update of p
 )
 update outbox.parked p
-   set attempts = p.attempts + 1, retry_at = outbox.now() + make_interval(secs => %(wait)s)
+   set attempts = p.attempts + 1, deaths = p.deaths + 1, retry_at = outbox.now() + make_interval(secs => %(wait)s)
   from ready where p.id = ready.id
-returning p.id, p.attempts
+returning p.id, p.attempts, p.deaths

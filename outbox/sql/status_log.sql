@@ -3,6 +3,7 @@
 select i.log, case when q.is_called then q.last_value else q.last_value - 1 end as last_id,
        t.id as tick, t.high, extract(epoch from outbox.now() - t.at)::float8 as tick_seconds,
        c.owner is not null and c.lease_until > outbox.now() as clock_runs, c.epoch as clock_epoch,
+       case when c.state = 'stopped' then c.reason end as clock_stopped,
        (select count(*) from pg_inherits where inhparent = 'outbox.log'::regclass) as partitions,
        (select max((regexp_match(c.relname, '(\d+)$'))[1]::bigint + 1) * 1000000 - 1
           from pg_inherits h join pg_class c on c.oid = h.inhrelid

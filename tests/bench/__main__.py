@@ -6,7 +6,9 @@ else makes them less sure; the load average is printed with them.
 `--json` prints one object, figure → {"value", "unit", "bar", "ok"}, and everything else goes to stderr. `--quick` takes
 fewer turns, and without names leaves out those that take longest.
 
-Exit status: 0 all bars met, 1 a bar missed, 2 wrong usage, 130 interrupted.
+A benchmark that fails is named at the end, after the figures of the others.
+
+Exit status: 0 all bars met, 1 a bar missed or a benchmark failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
@@ -63,33 +66,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with site() as made:
-            figures = list(_run(made, names, quick=args.quick))
+            failed: list[str] = []
+            figures = list(_run(made, names, failed, quick=args.quick))
             environment = made.environment()
     except KeyboardInterrupt:
         print("interrupted: nothing is left behind", file=sys.stderr)
         return 130
     print(environment, file=sys.stderr if args.json else sys.stdout)
     print(as_json(figures) if args.json else as_table(figures))
-    return _judge(figures)
+    return _judge(figures, failed)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(made: Site, names: Sequence[str], *, quick: bool) -> Iterator[Figure]:
+def _run(made: Site, names: Sequence[str], failed: list[str], *, quick: bool) -> Iterator[Figure]:
     for name in dict.fromkeys(names):
         start = time.monotonic()
         print(f"{name} …", file=sys.stderr, flush=True)
-        yield from BENCHMARKS[name](made, quick=quick)
+        try:
+            yield from BENCHMARKS[name](made, quick=quick)
+        except Exception:  # noqa: BLE001 - minutes of figures are not to be lost with it
+            traceback.print_exc()
+            failed.append(name)
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def _judge(figures: Sequence[Figure]) -> int:
+def _judge(figures: Sequence[Figure], failed: Sequence[str]) -> int:
     missed = [figure for figure in figures if figure.ok is False]
     for figure in missed:
         print(f"bar missed: {figure}, must be {figure.bar}", file=sys.stderr)
-    return 1 if missed else 0
+    for name in failed:
+        print(f"benchmark failed: {name}, see above", file=sys.stderr)
+    return 1 if missed or failed else 0
 
 
 if __name__ == "__main__":

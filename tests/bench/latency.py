@@ -100,13 +100,22 @@ def _process(site: Site, database: str, *words: str) -> Iterator[subprocess.Pope
         "OUTBOX_STATE": str(site.home / "none"),
         "OUTBOX_BLOBS": str(site.home / "none"),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], env=environment, cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    said = site.folder()
+    with said.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], env=environment, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
     try:
         yield process
+    except Exception:
+        print(f"{' '.join(words)} said:\n{said.read_text(encoding='utf-8')}", file=sys.stderr)
+        raise
     finally:
         if process.poll() is None:
             process.terminate()
-        process.communicate(timeout=PATIENCE)
+        try:
+            process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

@@ -64,7 +64,7 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
                     outbox.index.put(session, f"note/{number}", title=f"Note {number}", text=_TEXT)
             return (time.perf_counter() - start) / BLOCK
 
-        pair = compare(with_intent, without, pairs=9 if quick else 31)
+        pair = compare(with_intent, without, pairs=15 if quick else 61)
     finally:
         engine.dispose()
     yield Figure("orm.ratio", pair.ratio, "ratio of time", Bar("<=", 1.3))

@@ -106,8 +106,9 @@ def test_defaults_of_settings_are_right(tmp_path: Path) -> None:
     assert code(described["OUTBOX_MAIL_EVIDENCE"]) == settings.mail_evidence
     assert code(described["OUTBOX_MAIL_DOMAIN"]) == settings.mail_domain
     assert float(code(described["OUTBOX_TTL"])) == settings.ttl
-    assert tmp_path / code(described["OUTBOX_INDEX"]) == settings.index
-    assert tmp_path / code(described["OUTBOX_BLOBS"]) == settings.blobs
+    assert described["OUTBOX_INDEX"].startswith("none")
+    assert described["OUTBOX_BLOBS"].startswith("none")
+    assert settings.index is settings.blobs is None
 
 
 # ---------------------------------------------------------------------------------------------- tables

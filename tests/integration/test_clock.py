@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from typing import Any
 
@@ -9,9 +10,10 @@ import psycopg
 import pytest
 
 from outbox import database, lane, tick
-from outbox.errors import Fenced
+from outbox.errors import Fenced, NotThisLog
 from tests.fixtures.lanes import Bench
 from workers.clock import Clock, keep_house
+from workers.postgres import Postgres
 
 
 def ticks(bench: Bench) -> int:
@@ -107,3 +109,33 @@ def test_connection_i5_waits_for_the_disk_whatever_the_default_is(
     admin.execute(f"alter database {admin.info.dbname} set synchronous_commit = '{default}'")
     with database.connect(worker_url, name="test") as conn:
         assert conn.execute("show synchronous_commit").fetchone() == (becomes,)
+
+
+@pytest.mark.parametrize("inserts", [[], ["--inserts"]], ids=["copy", "inserts"])
+def test_clock_i2_refuses_a_log_that_was_restored_from_a_dump(
+    server: Postgres, bench: Bench, admin: psycopg.Connection[Any], inserts: list[str]
+) -> None:
+    for n in range(5):
+        bench.emit(f"k{n}")
+        bench.clock.step()
+    dump = [str(server.binaries / "pg_dump"), *inserts, server.url(database=admin.info.dbname)]
+    script = subprocess.run(dump, check=True, capture_output=True).stdout
+    name = f"restored_{admin.info.dbname}"
+    with psycopg.connect(server.url(), autocommit=True) as conn:
+        conn.execute(f"create database {name}")
+    try:
+        psql = [str(server.binaries / "psql"), "-X", "-q", server.url(database=name)]
+        subprocess.run(psql, input=script, check=True, capture_output=True)
+        if inserts:
+            # As on a server whose transactions have not got that far; one that has is told by what they share.
+            with psycopg.connect(server.url(database=name), autocommit=True) as conn:
+                conn.execute("update outbox.tick set snapshot = '9000000000:9000000000:' where id > 1")
+        with psycopg.connect(server.url("outbox_worker", name), autocommit=True) as conn:
+            conn.execute("select set_config('outbox.fake_now', (now() + interval '1 h')::text, false)")
+            owned = lane.claim(conn, "clock", 0, owner=uuid.uuid4(), ttl=600)
+            assert owned is not None
+            with pytest.raises(NotThisLog, match="restored from a dump"):
+                Clock(conn, owned)
+    finally:
+        with psycopg.connect(server.url(), autocommit=True) as conn:
+            conn.execute(f"drop database {name} with (force)")

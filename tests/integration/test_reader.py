@@ -456,3 +456,41 @@ def test_log_refuses_update_delete_and_truncate_even_for_its_owner(bench: Bench)
         with pytest.raises(psycopg.Error, match="append-only") as caught:
             bench.admin.execute(statement)
         assert caught.value.sqlstate == "OB001"
+
+
+def test_reader_parks_a_parked_intent_that_kills_its_worker_each_time_it_is_tried(bench: Bench) -> None:
+    bench.sink.fate["killer"] = bench.sink.fate["other"] = RETRY
+    bench.emit("killer")
+    bench.emit("other", 1)
+    bench.drain(bench.reader(backoff=Backoff(first=3600, limit=3600)))
+    sink = Deadly()
+    for _ in range(10):
+        bench.admin.execute("update outbox.parked set retry_at = outbox.now() where reason = 'retry'")
+        bench.die()
+        reader = bench.reader(sink=sink)
+        try:
+            bench.drain(reader)
+        except KillerDied:
+            continue
+    assert bench.parked() == {"poison": ["killer"]}
+    assert sink.effects == [("other", 1)]
+    row = bench.admin.execute("select error from outbox.parked").fetchone()
+    assert row == ("killed its worker 3 times",)
+
+
+def test_reader_gives_the_next_its_turn_when_an_operator_removed_the_head_by_hand(bench: Bench) -> None:
+    bench.sink.fate["k"] = POISON
+    bench.emit("k", 1)
+    bench.emit("k", 2)
+    reader = bench.reader()
+    bench.drain(reader)
+    assert bench.parked() == {"poison": ["k"], "blocked": ["k"]}
+    bench.sink.fate.clear()
+    bench.admin.execute("delete from outbox.parked where reason = 'poison'")
+    reader._blocked_at = 0.0
+    bench.drain(reader)
+    bench.emit("k", 3)
+    reader._blocked_at = 0.0
+    bench.drain(reader)
+    assert bench.sink.effects == [("k", 2), ("k", 3)]
+    assert bench.parked() == {}

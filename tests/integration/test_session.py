@@ -363,3 +363,21 @@ def test_session_mixed_with_plain_connections_keeps_ids_rising(
         admin.execute("select outbox.emit('index', 'put', %s)", (f"p{n}",))
     ids = [row[0] for row in admin.execute("select id from outbox.log order by created_at, id")]
     assert all(a < b for a, b in itertools.pairwise(ids))
+
+
+def test_session_token_is_of_the_last_transaction_only(sessions: sessionmaker[Session], outbox: Outbox) -> None:
+    with sessions() as session:
+        put(outbox, session, "a")
+        session.commit()
+        assert outbox.token(session) is not None
+        session.add(Note(text="no intent"))
+        session.commit()
+        assert outbox.token(session) is None
+
+
+def test_session_wait_refuses_a_target_that_nobody_registered(sessions: sessionmaker[Session], outbox: Outbox) -> None:
+    with sessions() as session:
+        put(outbox, session, "a")
+        session.commit()
+        with pytest.raises(UnknownTarget):
+            outbox.wait(session, outbox.token(session), "indx", timeout=30)

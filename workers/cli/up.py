@@ -60,6 +60,6 @@ def _where(info: Info) -> str:
   outbox search{named} WORDS      ask the index
   outbox down{named}              stop everything; the data stays
 
-An application in this directory finds the database by itself; elsewhere:
-  export OUTBOX_DATABASE={shlex.quote(info.database)}
+An application in this directory finds all of it by itself; elsewhere:
+  export OUTBOX_STATE={shlex.quote(str(info.state))}
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from outbox.errors import NotReady
 from outbox.participant import Participant
-from outbox.settings import Settings
+from outbox.settings import Settings, required
 from workers import process
 
 HELP = "drain the log into a participant (index, blob, mail), or run the clock"
@@ -46,12 +46,14 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
     if target == "index":
         from workers.index import IndexParticipant  # noqa: PLC0415
 
-        return lambda: IndexParticipant(settings.index)
+        index = required(settings.index, "OUTBOX_INDEX")
+        return lambda: IndexParticipant(index)
     if target == "blob":
         from outbox.blob import BlobStore  # noqa: PLC0415
         from workers.blob import BlobParticipant  # noqa: PLC0415
 
-        return lambda: BlobParticipant(BlobStore(settings.blobs))
+        blobs = BlobStore(required(settings.blobs, "OUTBOX_BLOBS"))
+        return lambda: BlobParticipant(blobs)
     from workers.evidence import evidence_for  # noqa: PLC0415
     from workers.mail import MailParticipant  # noqa: PLC0415
 

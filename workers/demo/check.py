@@ -10,7 +10,7 @@ from pathlib import Path
 
 from outbox.blob import BlobStore
 from outbox.errors import NotReady
-from outbox.settings import Settings
+from outbox.settings import Settings, required
 from workers.demo.report import Report
 from workers.demo.traffic import Expected
 from workers.index import IndexParticipant
@@ -20,9 +20,10 @@ def check(settings: Settings, maildir: Path, expected: Expected, report: Report)
     """Count what is there into `report`, against what committed."""
     report.committed = expected.committed
     report.rolled_back = expected.rolled_back
-    report.indexed = _compare(_documents(settings.index), expected.documents, report)
-    store = BlobStore(settings.blobs)
-    held = list(store.inventory()) if settings.blobs.is_dir() else []
+    report.indexed = _compare(_documents(required(settings.index, "OUTBOX_INDEX")), expected.documents, report)
+    blobs = required(settings.blobs, "OUTBOX_BLOBS")
+    store = BlobStore(blobs)
+    held = list(store.inventory()) if blobs.is_dir() else []
     # A blob whose bytes are not what its name says is as good as lost.
     sound = [blob for blob in held if store.verify(blob.digest)]
     report.blobs = _compare((blob.digest for blob in sound), expected.blobs, report)
