@@ -36,6 +36,9 @@ KEY_LIMIT = 512
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 
+# Spaced like jsonb. Made once: json.dumps would make one for each payload.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+
 # Python refuses to read integers of more digits than this (sys.int_info.default_max_str_digits).
 _INTEGER_DIGITS = 4300
 
@@ -117,7 +120,7 @@ def payload_text(payload: Any) -> str:
     """
     _check_depth(payload)
     try:
-        text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+        text = _ENCODER.encode(payload)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadInvalid(
             f"the payload is not JSON ({error}): use text, numbers, booleans, None, lists and dicts"

@@ -6,7 +6,9 @@ locks, updates or deletes anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +21,23 @@ from outbox.tick import Tick
 
 # `Intent._make` without its Python frame: a page has thousands of rows, and this is the hot path.
 _INTENT = cast("Callable[[Any], Intent]", partial(tuple.__new__, Intent))
+
+
+def _row_factory(_cursor: Any) -> Callable[[Any], Intent]:
+    return _INTENT
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of new tuples set the garbage collector off several times a page, and none of them is garbage."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Slots(NamedTuple):
@@ -41,6 +60,11 @@ def append_parameters(intents: Sequence[Intent]) -> Mapping[str, Any]:
     }
 
 
+def append_one(intent: Intent) -> tuple[Any, ...]:
+    """`intent` as the parameters of `log_append_one.sql`."""
+    return (intent.target, intent.action, intent.key, intent.body, intent.due, intent.saga, intent.headers)
+
+
 def page(
     conn: psycopg.Connection[Any],
     start: Tick,
@@ -58,22 +82,22 @@ def page(
     (Skytools, `pgq.batch_event_sql`).
     """
     seen, end_seen = start.seen, end.seen
-    rows = conn.execute(
-        sql.load("log_page"),
-        {
-            "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
-            "after": after,
-            "floor": start.floor,
-            "high": end.high,
-            "xmax": str(seen.xmax),
-            "snapshot": end.snapshot,
-            "target": target,
-            "slot_low": slots.low,
-            "slot_high": slots.high,
-            "limit": limit,
-        },
-    ).fetchall()
-    return list(map(_INTENT, rows))
+    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+        return cursor.execute(
+            sql.load("log_page"),
+            {
+                "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
+                "after": after,
+                "floor": start.floor,
+                "high": end.high,
+                "xmax": str(seen.xmax),
+                "snapshot": end.snapshot,
+                "target": target,
+                "slot_low": slots.low,
+                "slot_high": slots.high,
+                "limit": limit,
+            },
+        ).fetchall()
 
 
 def beyond(conn: psycopg.Connection[Any], tick: Tick) -> bool:

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -41,7 +41,7 @@ from outbox.document import document
 from outbox.errors import IntentRefused, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
 from outbox.intent import Intent
-from outbox.log import append_parameters
+from outbox.log import append_one, append_parameters
 from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
 from outbox.settings import Settings, required
@@ -156,8 +156,7 @@ class Outbox:
     def _insert(self, session: Session, connection: sa.Connection) -> None:
         intents: Sequence[Intent] = session.info.pop(_PENDING)
         try:
-            # One statement for all of them: each column is an array.
-            rows = connection.exec_driver_sql(sql.load("log_append"), append_parameters(intents)).fetchall()
+            rows = _append(connection, intents)
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -218,6 +217,32 @@ class Outbox:
                 )
             time.sleep(pause)
             pause = min(WAIT_MOST, pause * 1.5)
+
+
+def _append(connection: sa.Connection, intents: Sequence[Intent]) -> Sequence[Any]:
+    """All intents in one statement. → (xid, id) of each. Raises SQLAlchemy's errors, without the parameters.
+
+    On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
+    with one intent takes a tenth less time.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    one = len(intents) == 1
+    statement = sql.load("log_append_one" if one else "log_append")
+    try:
+        return list(driver.execute(statement, append_one(intents[0]) if one else append_parameters(intents)))
+    except psycopg.Error as error:
+        lost = connection.dialect.is_disconnect(cast(Any, error), driver, None)
+        if lost:
+            connection.invalidate(error)
+        raise sa.exc.DBAPIError.instance(
+            statement,
+            None,
+            error,
+            psycopg.Error,
+            hide_parameters=True,
+            connection_invalidated=lost,
+            dialect=connection.dialect,
+        ) from error
 
 
 class IndexVerbs:

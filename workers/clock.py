@@ -28,7 +28,7 @@ log = logging.getLogger("outbox.clock")
 BUSY = 0.004
 """Seconds between looks while there is traffic: half of it is what a commit waits on average."""
 
-IDLE = 0.02
+IDLE = 0.01
 """Seconds between looks when nothing was written for `QUIET`."""
 
 QUIET = 30.0

@@ -77,6 +77,7 @@ class Reader:
         self._attempts = Attempts(conn, lane, participant)
         self.position: Position
         self._start: tick.Tick
+        self._end: tick.Tick | None = None
         self._written: Position
         self._written_at = 0.0
         self._parked_at = 0.0
@@ -139,7 +140,11 @@ class Reader:
     def _drain(self) -> bool:
         """One page of the current batch."""
         position = self.position
-        end = tick.get(self.conn, position.upto) if position.upto else tick.latest(self.conn)
+        if not position.upto:
+            self._end = tick.latest(self.conn)
+        elif self._end is None or self._end.id != position.upto:
+            self._end = tick.get(self.conn, position.upto)
+        end = self._end
         if end.id == position.tick:
             self._note_empty()
             return False

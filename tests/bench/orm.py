@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 class Note(Base):
     __tablename__ = "bench_note"
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     text: Mapped[str]
 
@@ -51,7 +51,7 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
             start = time.perf_counter()
             for number in itertools.islice(numbers, BLOCK):
                 with plain.begin() as session:
-                    session.add(Note(id=number, title=f"Note {number}", text=_TEXT))
+                    session.add(Note(title=f"Note {number}", text=_TEXT))
                     session.flush()
             return (time.perf_counter() - start) / BLOCK
 
@@ -59,7 +59,7 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
             start = time.perf_counter()
             for number in itertools.islice(numbers, BLOCK):
                 with hooked.begin() as session:
-                    session.add(Note(id=number, title=f"Note {number}", text=_TEXT))
+                    session.add(Note(title=f"Note {number}", text=_TEXT))
                     session.flush()
                     outbox.index.put(session, f"note/{number}", title=f"Note {number}", text=_TEXT)
             return (time.perf_counter() - start) / BLOCK
