@@ -11,7 +11,7 @@ What interrupts that, and what follows:
   what it waits for.
 * another owner (`Fenced`): the lane is given up, and claimed again when it is free.
 * another history (`NotThisLog`): the lane stops, says so in `outbox status`, and looks again from time to time.
-* the parent is gone (supervisord was killed): as SIGTERM, so that nothing runs unsupervised.
+* supervisord is gone: as SIGTERM, so that nothing runs that nobody would start again.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ STOPPED_EVERY = 10.0
 
 
 class Stop(threading.Event):
-    """Set by SIGTERM, SIGINT, and when the parent process is gone."""
+    """Set by SIGTERM, SIGINT, and when the supervisor that started this process is gone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._parent = os.getppid()
+        # supervisord says so to its children. Any other parent, such as a shell, may end as it likes.
+        self._parent = os.getppid() if os.environ.get("SUPERVISOR_ENABLED") else None
 
     def install(self) -> Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,7 +69,7 @@ class Stop(threading.Event):
         self.set()
 
     def is_set(self) -> bool:
-        if os.getppid() != self._parent:
+        if self._parent not in (None, os.getppid()):
             self.set()
         return super().is_set()
 

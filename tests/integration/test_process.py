@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import uuid
 from functools import partial
@@ -146,3 +149,29 @@ def test_place_tells_a_live_process_from_one_that_is_gone() -> None:
     here = lane.place().split("/")
     assert lane.is_gone("/".join([*here[:3], "999999999", "1"]))
     assert lane.is_gone("/".join([*here[:4], "1"]))
+
+
+@pytest.mark.parametrize("supervised", ["", "1"])
+def test_work_ends_when_its_supervisor_is_gone_and_not_when_its_shell_is(site: Site, supervised: str) -> None:
+    # Given: a clock whose parent ends as soon as it is told to
+    parent = subprocess.Popen(
+        ["sh", "-c", f"{sys.executable} -m outbox work clock >/dev/null 2>&1 & echo $!; read line"],
+        env=site.environment | {"SUPERVISOR_ENABLED": supervised},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    clock = int(parent.stdout.readline())
+    owned = "select owner is not null from outbox.lane where target = 'clock'"
+    until(partial(site.one, owned), "the clock runs")
+
+    # When: the parent ends
+    parent.communicate("end\n")
+
+    # Then: a supervisor takes it along, a shell doesn't
+    if not supervised:
+        site.emit("k")
+        until(partial(site.one, "select high > 0 from outbox.tick order by id desc limit 1"), "it ticks on")
+        os.kill(clock, signal.SIGTERM)
+    until(lambda: not site.one(owned), "the clock has ended")

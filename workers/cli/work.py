@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -67,8 +68,12 @@ def _all(args: argparse.Namespace) -> int:
     state = ["--state", args.state] if args.state else []
     idle = ["--until-idle"] if args.until_idle else []
     command = [sys.executable, "-m", "outbox", "work"]
+    # As under supervisord: they end when this process is gone, however it ended.
+    supervised = {**os.environ, "SUPERVISOR_ENABLED": "1"}
     running = {
-        name: subprocess.Popen([*command, name, *state, *([] if name == "clock" else idle)], start_new_session=True)
+        name: subprocess.Popen(
+            [*command, name, *state, *([] if name == "clock" else idle)], start_new_session=True, env=supervised
+        )
         for name in TARGETS
     }
     failed = False
