@@ -30,8 +30,8 @@ from workers.stack import Stack
 
 HELP = "write real files through the outbox while workers are killed, and check that nothing is lost"
 
-COUNT = 500
-"""Files by default: half a minute on two cores."""
+COUNT = 1500
+"""Files by default: less than half a minute on two cores."""
 
 KILL_WHILE_DRAINING = 10.0
 """Seconds that the killing goes on after the last commit."""
