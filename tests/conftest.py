@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,10 @@ pytest_plugins = [
     "tests.fixtures.postgres",
     "tests.fixtures.site",
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", type=Path, metavar="DIR", help="programs of another Postgres than the embedded one")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
