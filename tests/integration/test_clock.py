@@ -139,3 +139,11 @@ def test_clock_i2_refuses_a_log_that_was_restored_from_a_dump(
     finally:
         with psycopg.connect(server.url(), autocommit=True) as conn:
             conn.execute(f"drop database {name} with (force)")
+
+
+def test_clock_goes_on_when_the_ticks_were_rewritten_by_vacuum(bench: Bench) -> None:
+    for n in range(3):
+        bench.emit(f"k{n}")
+        bench.clock.step()
+    bench.admin.execute("vacuum (full, freeze) outbox.tick")
+    tick.check_history(bench.conn)
