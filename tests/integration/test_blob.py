@@ -298,7 +298,7 @@ participant.settle([intent])
 
 def test_blob_i5_is_on_disk_before_it_is_reported(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
-        pytest.skip("needs strace")
+        pytest.skip("strace is not installed: `make test` as root on Debian does it")
     calls = "openat,mkdirat,write,fsync,linkat,renameat,unlinkat"
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-y", "-e", f"trace={calls}", "-o", str(trace)]

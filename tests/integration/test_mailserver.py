@@ -24,6 +24,7 @@ from outbox.errors import NotReady, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, LaneView, Verdict
 from tests.fixtures.mail import Mailserver, mail_intent, participant, start_worker
+from tests.fixtures.site import until
 from workers.evidence import MaildirEvidence, evidence_for
 from workers.maildir import Maildir
 from workers.mailserver import listening_socket
@@ -144,7 +145,9 @@ def test_mailserver_stores_nothing_when_the_client_goes_before_the_dot(mailserve
     for end in (b"Subject: x\r\n\r\nhalf", b"Subject: x\r\n\r\nall but the dot\r\n", b"x\r\n.", b"x\r\n.\r"):
         sock = _raw(mailserver, "client")
         sock.sendall(b"MAIL FROM:<a@x.org>\r\nRCPT TO:<b@x.org>\r\nDATA\r\n")
-        time.sleep(0.05)
+        replies = sock.makefile("rb")
+        assert any(line.startswith(b"354") for line in replies)
+        replies.close()
         sock.sendall(end)
         sock.close()
     mail = participant(mailserver.url, evidence_for(mailserver.evidence))
@@ -198,7 +201,8 @@ def test_mailserver_answers_a_new_session_when_the_old_one_has_written(mailserve
         seen.append(evidence.look({token: begun})[token].evidence is Evidence.APPLIED)
         session.close()
         kept.append(token)
-    time.sleep(0.2)
+    # A server that has ended has nothing on its way any more.
+    assert mailserver.stop() == 0
     counts = mailserver.tokens()
     assert [counts[token] == 1 for token in kept] == seen
     assert all(counts[token] <= 1 for token in kept)
@@ -343,8 +347,9 @@ def test_mail_i6_a_paused_worker_sends_nothing_after_the_takeover(mailserver: Ma
         tokens = [intent.payload["token"] for intent in intents]
         assert [evidence is Evidence.APPLIED for evidence, _ in found] == [sent[token] == 1 for token in tokens]
         assert 0 < sent.total() < 400
+        noted = (tmp_path / "attempts").stat().st_size
         process.send_signal(signal.SIGCONT)
-        time.sleep(0.5)
+        until(lambda: (tmp_path / "attempts").stat().st_size > noted, "the paused worker went on, and noted how")
         assert mailserver.tokens() == sent
         new.close()
     finally:
