@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NAME := $(shell sed -n 's/^name = "\(.*\)"$$/\1/p' pyproject.toml | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-packages test-postgres bench lint lock clean
+.PHONY: help setup demo test faults test-packages test-postgres bench lint lock clean
 # A recipe that fails halfway leaves nothing that looks finished.
 .DELETE_ON_ERROR:
 
@@ -22,8 +22,11 @@ setup: $(VENV)/.ready ## make .venv with everything in requirements.lock, each f
 demo: $(VENV)/.ready ## run the demonstration (ARGS="…" are its options)
 	@$(BIN)/outbox demo $(ARGS)
 
-test: $(VENV)/.ready test-packages ## run all tests (ARGS="…" are pytest's options)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.ready test-packages ## run the unit and integration tests (ARGS="…" are pytest's options)
+	@$(BIN)/python -m pytest --ignore=tests/faults --ignore=tests/robustness $(ARGS)
+
+faults: $(VENV)/.ready test-packages ## run every fault injection: longer, and as root (ARGS="…" are pytest's options)
+	@$(BIN)/python -m pytest --timeout=900 tests/faults tests/robustness $(ARGS)
 
 # What depends on the server, with every other Postgres that is at hand: the wheel has 16, Debian 12 has 15.
 SERVER_TESTS := $(addprefix tests/integration/test_,log_interleavings.py log_traffic.py schema.py session.py reader.py \

@@ -9,7 +9,7 @@ import psycopg
 
 from outbox.errors import DatabaseNewer, NotMigrated, NotReady
 
-HEAD = "0001"
+HEAD = "0004"
 """The newest migration that this code knows. Checked against `alembic/versions` by a test."""
 
 

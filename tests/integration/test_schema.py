@@ -60,7 +60,7 @@ def test_migration_runs_once_when_two_start_together(server: Postgres, empty: st
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results, key=str) == [("0001", "0001"), (None, "0001")]
+    assert sorted(results, key=str) == [(database.HEAD, database.HEAD), (None, database.HEAD)]
 
 
 def test_migration_refuses_a_database_that_is_newer(server: Postgres, database_newer: str) -> None:

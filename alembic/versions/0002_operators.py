@@ -1,0 +1,16 @@
+"""What operators do with parked intents, and the audit trail of it. The story is told in the SQL file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.execute(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+
+
+def downgrade() -> None:
+    op.execute("do $$ begin raise exception 'there is no way down from 0002: restore a backup instead'; end $$")

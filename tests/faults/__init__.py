@@ -1,0 +1,1 @@
+"""Every fault that can be injected, injected: what takes long, or needs root. Run by `make faults`."""
