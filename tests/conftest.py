@@ -14,6 +14,8 @@ pytest_plugins = [
     "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.site",
+    # After those that it imports, or pytest warns.
+    "tests.fixtures.failpoints",
 ]
 
 

@@ -90,6 +90,7 @@ class Attempts:
         with self._conn.transaction():
             self._lane.fence(self._conn)
             receipt.record(self._conn, partial, [i.id for i in intents if not self._known.get(i.id)])
+        hit("receipt.returned")
 
     def resolve(self) -> list[Intent]:
         """Ask the participant what became of what earlier owners left open. → what nothing can tell about.
@@ -116,6 +117,7 @@ class Attempts:
         with self._conn.transaction():
             self._lane.fence(self._conn)
             receipt.record(self._conn, records, without_effect)
+        hit("receipt.resolved")
         logger.info("%s: of %d attempts in doubt, %d are still", self._lane, len(doubts), len(unknown))
         return unknown
 

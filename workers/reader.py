@@ -129,7 +129,8 @@ class Reader:
             return False
         self._note_empty(at_once=True)
         waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s and reason = 'retry' limit 1",
+            "select from outbox.parked where target = %s and slot between %s and %s and (reason = 'retry' "
+            "or reason = 'due' and (attempts > 0 or retry_at <= outbox.now())) limit 1",
             (self.lane.target, *self.lane.slots),
         ).fetchone()
         return waiting is None
@@ -187,6 +188,7 @@ class Reader:
                 parked.put(self.conn, aside)
                 if self.lane.deaths and aside[0].reason == "poison":
                     self.lane.show(self.conn, "draining", clear_deaths=True)
+            hit("reader.aside")
         if self.lane.deaths and ready:
             self.lane.suspect(self.conn, ready[0].id)
         outcomes = self._attempts.make(ready, after) if ready else []
@@ -198,6 +200,7 @@ class Reader:
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
         self._record(ready, outcomes, after)
+        hit("reader.recorded")
         self._move(after)
         self.participant.settle(ready)
         hit("reader.settled")
@@ -242,6 +245,7 @@ class Reader:
                 parked.put(self.conn, parkings)
             self._advance(after)
         if parkings and self.participant.keeps_position:
+            hit("reader.parked")
             # They are parked now, so its own position may pass them too.
             self.participant.apply([], after)
 
@@ -272,6 +276,7 @@ class Reader:
         taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
         if not taken:
             return False
+        hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
         if deadly := [Parking(n, "poison", t.attempts, error=_DEADLY) for n, t in taken.items() if t.deaths > DEATHS]:
             self._put(deadly)
@@ -284,7 +289,9 @@ class Reader:
                 Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in batch
             ]
             self._put(again)
+            hit("parked.returned")
             raise
+        hit("parked.applied")
         batch = batch[: len(outcomes)]
         with self.conn.transaction():
             self.lane.fence(self.conn)
@@ -294,6 +301,7 @@ class Reader:
             if failed:
                 parked.put(self.conn, failed)
             freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
+        hit("parked.recorded")
         self._blocked.difference_update(key for key, more in freed.items() if not more)
         self._blocked.update(i.key for i, o in pairs if o.verdict is not Verdict.APPLIED)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
@@ -307,6 +315,7 @@ class Reader:
         with self.conn.transaction():
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
+        hit("parked.promoted")
         self._blocked = parked.keys(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:

@@ -96,10 +96,12 @@ class Shard:
         stored = int(self._db.get_metadata(EPOCH) or 0)
         self.fields = frozenset(self._db.get_metadata(FIELDS).decode().split())
         if stored < self._epoch:
+            hit("index.opened")
             # At once, not with the first documents: nothing of an owner before may come between.
             self._db.begin_transaction()
             self._db.set_metadata(EPOCH, str(self._epoch))
             self._db.commit_transaction()
+            hit("index.epoch")
             os.fsync(self._folder)
         return stored
 
