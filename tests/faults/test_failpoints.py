@@ -6,20 +6,54 @@ while it recovers, at the other. After each, everything that was promised must h
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from outbox import failpoint
-from tests.fixtures.failpoints import WHERE, Victims
+from tests.fixtures.failpoints import WHERE, Victims, survive
 from tests.fixtures.promises import Promises
+from tests.fixtures.site import Site
 from tests.fixtures.zygote import Zygote
 
 #: What takes seconds to be reached, or another process that dies, is swept alone.
 ALONE = {"parked.promoted", "parked.returned", "receipt.returned", "lane.renewed"}
 
-INDEX = [name for name, where in WHERE.items() if where == "index" and name not in ALONE]
-READER = [name for name in INDEX if name.startswith(("reader.", "parked.", "lane.advanced")) and name != "reader.parked"]
-BLOB = [*(name for name, where in WHERE.items() if where == "blob"), *READER]
-MAIL = [*(name for name, where in WHERE.items() if where == "mail" and name not in ALONE), *READER]
+
+def named(where: str) -> list[str]:
+    return [name for name, place in WHERE.items() if place == where and name not in ALONE]
+
+
+INDEX = named("index")
+READER = [
+    name for name in INDEX if name.startswith(("reader.", "parked.", "lane.advanced")) and name != "reader.parked"
+]
+BLOB = [*named("blob"), *READER]
+MAIL = [*named("mail"), *READER]
+
+
+@pytest.mark.parametrize("name", failpoint.NAMES)
+def test_failpoints_i1_i2_i3_i11_everything_is_right_when_killed_at_each(
+    site: Site, promises: Promises, app_url: str, name: str
+) -> None:
+    survive(site, promises, app_url, name)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pair for where in ("app", "clock", "mailserver") for pair in product(*[named(where)] * 2)],
+)
+def test_failpoints_i1_i2_i3_i11_everything_is_right_when_killed_there_twice(
+    site: Site, promises: Promises, app_url: str, first: str, second: str
+) -> None:
+    survive(site, promises, app_url, first, second)
+
+
+def test_failpoints_i1_i2_i11_housekeeping_is_right_when_killed_again_and_again(
+    site: Site, promises: Promises, app_url: str
+) -> None:
+    house = [name for name in named("house") if name != "sweep.purged"]
+    survive(site, promises, app_url, "sweep.purged", *(name for first in house for name in pairs(house, first)))
 
 
 def pairs(names: list[str], first: str) -> list[str]:
