@@ -246,9 +246,15 @@ def lanes_of(url: str, target: str) -> list[int]:
 
 
 def run(
-    settings: Settings, target: str, make: Callable[[], Participant], stop: threading.Event, *, until_idle: bool
+    settings: Settings,
+    target: str,
+    make: Callable[[], Participant],
+    stop: threading.Event,
+    *,
+    until_idle: bool,
+    lane: int | None = None,
 ) -> None:
-    """Drain all lanes of a target, each in a thread of its own if there are several."""
+    """Drain one lane of a target, or all of them, each in a thread of its own if there are several."""
     lanes: list[int] = []
     failures = 0
     while not lanes:
@@ -259,6 +265,10 @@ def run(
             log.warning("%s: %s", target, error)
             if stop.wait(OUTAGE.wait(failures)):
                 return
+    if lane is not None:
+        if lane not in lanes:
+            raise NotReady(f"{target} has no lane {lane}: it has {len(lanes)}, counted from 0 (`outbox register`)")
+        lanes = [lane]
     drainers = [Drainer(settings, target, lane, make, stop, until_idle=until_idle) for lane in lanes]
     if len(drainers) == 1:
         drainers[0].run()
