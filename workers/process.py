@@ -234,15 +234,19 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
     house.join()
 
 
-def lanes_of(url: str, target: str) -> list[int]:
-    """The numbers of a target's lanes. Raises `NotReady` for a target that is not registered."""
+def lanes_of(url: str, target: str, lane: int | None = None) -> list[int]:
+    """The numbers of a target's lanes, or just `lane`. Raises `NotReady` for what is not registered."""
     with connect(url, name="worker") as conn:
         rows = conn.execute("select lane from outbox.lane where target = %s order by lane", (target,))
         found = [row[0] for row in rows]
         if not found:
             known = [row[0] for row in conn.execute("select target from outbox.participant order by target")]
             raise NotReady(f"no participant {target!r} is registered; there are: {', '.join(known)}")
-        return found
+        if lane is None:
+            return found
+        if lane not in found:
+            raise NotReady(f"{target} has no lane {lane}: it has {len(found)}, counted from 0 (`outbox register`)")
+        return [lane]
 
 
 def run(
@@ -259,16 +263,12 @@ def run(
     failures = 0
     while not lanes:
         try:
-            lanes = lanes_of(settings.database, target)
+            lanes = lanes_of(settings.database, target, lane)
         except Unreachable as error:
             failures += 1
             log.warning("%s: %s", target, error)
             if stop.wait(OUTAGE.wait(failures)):
                 return
-    if lane is not None:
-        if lane not in lanes:
-            raise NotReady(f"{target} has no lane {lane}: it has {len(lanes)}, counted from 0 (`outbox register`)")
-        lanes = [lane]
     drainers = [Drainer(settings, target, lane, make, stop, until_idle=until_idle) for lane in lanes]
     if len(drainers) == 1:
         drainers[0].run()

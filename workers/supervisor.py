@@ -155,7 +155,7 @@ def workers(
     A participant in `lanes` gets a program for each of its lanes; others get one that drains all they have.
     """
     command = outbox or _python("outbox")
-    names = {name: (name,) for name in WORKERS}
+    names: dict[str, tuple[str, ...]] = {name: (name,) for name in WORKERS}
     for target, count in (lanes or {}).items():
         del names[target]
         names |= {f"{target}-{lane}": (target, "--lane", str(lane)) for lane in range(count)}
