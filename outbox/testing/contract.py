@@ -198,7 +198,7 @@ def _goes_on(subject: Subject) -> None:
 
 
 def _once(subject: Subject) -> None:
-    puts = [subject.put(1, "a", 1), subject.put(2, "b", 1), subject.put(3, "a", 2)]
+    puts = [subject.put(n, name, 1) for n, name in enumerate("abc", 1)]
     _apply(subject, 1, puts, puts)
     compare(subject, puts, "after the same owner was told twice")
     _apply(subject, 2, puts)

@@ -55,16 +55,16 @@ class Subject(ABC):
         """A new participant, not opened, always on the same store."""
 
     @abstractmethod
-    def put(self, id: int, name: str, version: int) -> Intent:  # noqa: A002 - it is the intent's id
-        """The intent `id`, which makes an effect that can be told from those of other names and versions.
+    def put(self, number: int, name: str, version: int) -> Intent:
+        """The intent of this number, which makes an effect that can be told from those of other names and versions.
 
         The intents of one name have one key. Where a key says all about the effect (it is a digest, say), there is
         but one version.
         """
 
-    def undo(self, id: int, put: Intent) -> Intent | None:  # noqa: A002 - it is the intent's id
-        """The intent `id`, which takes the effect of `put` back. A subject that does not have it has no such thing."""
-        del id, put
+    def undo(self, number: int, put: Intent) -> Intent | None:
+        """The intent of this number, which takes the effect of `put` back. A subject that does not have it has no such thing."""
+        del number, put
         return None
 
     @abstractmethod
@@ -85,9 +85,9 @@ class Subject(ABC):
         finally:
             participant.close()
 
-    def poison(self, id: int, name: str) -> Intent:  # noqa: A002 - it is the intent's id
-        """The intent `id`, which nothing can apply, with the key of the puts of `name`. By default: no such action."""
-        return self.put(id, name, 0)._replace(action="no-such-action")
+    def poison(self, number: int, name: str) -> Intent:
+        """The intent of this number, which nothing can apply, with the key of the puts of `name`. By default: no such action."""
+        return self.put(number, name, 0)._replace(action="no-such-action")
 
     def away(self) -> AbstractContextManager[None]:
         """Takes the store away as long as it is entered. Not tested if a subject does not have it."""
