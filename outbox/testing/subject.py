@@ -63,7 +63,7 @@ class Subject(ABC):
         """
 
     def undo(self, number: int, put: Intent) -> Intent | None:
-        """The intent of this number, which takes the effect of `put` back. A subject that does not have it has no such thing."""
+        """The intent of this number, which takes the effect of `put` back. Not tested if a subject does not have it."""
         del number, put
         return None
 
@@ -86,7 +86,10 @@ class Subject(ABC):
             participant.close()
 
     def poison(self, number: int, name: str) -> Intent:
-        """The intent of this number, which nothing can apply, with the key of the puts of `name`. By default: no such action."""
+        """The intent of this number, which nothing can apply, with the key of the puts of `name`.
+
+        By default one of an action that there is not.
+        """
         return self.put(number, name, 0)._replace(action="no-such-action")
 
     def away(self) -> AbstractContextManager[None]:
