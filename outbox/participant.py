@@ -90,6 +90,9 @@ class LaneView(NamedTuple):
     epoch: int
     #: Whether the owner before went away without a word.
     unclean: bool
+    #: The first and the last slot of the lane's keys, of 0 … 16383. A participant that keeps its position
+    #: refuses data that were written under others: its position says nothing about the keys of these.
+    slots: tuple[int, int] = (0, 16383)
 
 
 @runtime_checkable

@@ -90,11 +90,12 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean))
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots))
         stand = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
+            remedy = getattr(self.participant, "remedy", tick.REMEDY)
+            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
         self._move(stand)
         self._written = stand
         self._blocked = parked.keys(self.conn, lane)
