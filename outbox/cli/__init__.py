@@ -26,6 +26,9 @@ from outbox.errors import OutboxError
 COMMANDS = {
     "migrate": "outbox.cli.migrate",
     "status": "outbox.cli.status",
+    "why": "outbox.cli.why",
+    "parked": "outbox.cli.parked",
+    "audit": "outbox.cli.audit",
     "search": "outbox.cli.search",
 }
 
