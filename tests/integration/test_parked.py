@@ -37,27 +37,25 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[int]:
     return [row["id"] for row in json.loads(capsys.readouterr().out)]
 
 
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        ("", "bad/1 behind bad/2 slow due"),
-        ("--reason poison", "bad/1 bad/2"),
-        ("--reason poison --reason blocked", "bad/1 behind bad/2"),
-        ("--key bad/1", "bad/1 behind"),
-        ("--key-prefix bad/", "bad/1 behind bad/2"),
-        ("--key-prefix bad/ --reason poison", "bad/1 bad/2"),
-        ("--error NEVER", "bad/1 bad/2"),
-        ("--target sink --limit 2", "bad/1 behind"),
-        ("--target index", ""),
-        ("--older-than 1h", ""),
-        ("--older-than 0s", "bad/1 behind bad/2 slow due"),
-        ("--key-prefix b_d", ""),
-    ],
-)
-def test_parked_list_shows_what_the_filter_says(
-    parked: dict[str, int], capsys: pytest.CaptureFixture[str], words: str, names: str
-) -> None:
-    assert listed(capsys, *words.split()) == [parked[name] for name in names.split()]
+FILTERS = {
+    "": "bad/1 behind bad/2 slow due",
+    "--reason poison": "bad/1 bad/2",
+    "--reason poison --reason blocked": "bad/1 behind bad/2",
+    "--key bad/1": "bad/1 behind",
+    "--key-prefix bad/": "bad/1 behind bad/2",
+    "--key-prefix bad/ --reason poison": "bad/1 bad/2",
+    "--key-prefix b_d": "",
+    "--error NEVER": "bad/1 bad/2",
+    "--target sink --limit 2": "bad/1 behind",
+    "--target index": "",
+    "--older-than 1h": "",
+    "--older-than 0s": "bad/1 behind bad/2 slow due",
+}
+
+
+def test_parked_list_shows_what_the_filter_says(parked: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    for words, names in FILTERS.items():
+        assert listed(capsys, *words.split()) == [parked[name] for name in names.split()], words
 
 
 def test_parked_list_by_ids_and_as_text(parked: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,27 +191,30 @@ def test_parked_resolve_i3_is_what_the_operator_says(
     assert bench.admin.execute("select action, reason from outbox.audit").fetchall() == [(action, "in_doubt")]
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("parked skip", "name the intents"),
-        ("parked resolve 1", "--sent"),
-        ("parked retry x", "not the id of an intent"),
-        ("parked list --older-than soon", "30s, 5min, 2h or 7d"),
-        ("parked list --reason odd", "invalid choice"),
-        ("parked", "required"),
-        (f"parked skip 1 --note {'x' * 1001}", "the limit is 1000"),
-        ("audit list --limit 0", "use 1 or more"),
-    ],
-)
+WRONG = {
+    "parked skip": "name the intents",
+    "parked resolve 1": "--sent",
+    "parked retry x": "not the id of an intent",
+    "parked list --older-than soon": "30s, 5min, 2h or 7d",
+    "parked list --reason odd": "invalid choice",
+    "parked": "required",
+    f"parked skip 1 --note {'x' * 1001}": "the limit is 1000",
+    "audit list --limit 0": "use 1 or more",
+    "why": "required",
+    "why -1": "",
+    "why nobody": "not the id of an intent",
+}
+
+
 def test_parked_says_what_is_wrong_with_its_words(
-    operator_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, says: str
+    operator_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUTBOX_DATABASE", operator_url)
-    with pytest.raises(SystemExit) as caught:
-        main(words.split())
-    assert caught.value.code == 2
-    assert says in capsys.readouterr().err
+    for words, says in WRONG.items():
+        with pytest.raises(SystemExit) as caught:
+            main(words.split())
+        assert caught.value.code == 2, words
+        assert says in capsys.readouterr().err, words
 
 
 def test_parked_reader_may_look_and_not_act(
