@@ -29,10 +29,15 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
-Role = Literal["app", "worker", "admin"]
+Role = Literal["app", "worker", "operator", "admin"]
 
 #: Who connects to the embedded Postgres as what.
-_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+_EMBEDDED_USER: dict[Role, str] = {
+    "app": "app",
+    "worker": "outbox_worker",
+    "operator": "outbox_operator",
+    "admin": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,8 +171,9 @@ class Drainer:
                     continue
                 if self._until_idle and reader.idle():
                     return True
-                for _ in conn.notifies(timeout=WAKE, stop_after=1):
-                    pass
+                for notice in conn.notifies(timeout=WAKE, stop_after=1):
+                    if notice.payload == tick.DECIDED:
+                        reader.decided()
             return True
         finally:
             # A failure to write the last position down is not an error: it is read again.
