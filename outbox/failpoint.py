@@ -21,6 +21,8 @@ NAMES = (
     "blob.linked",
     "blob.published",
     "mail.submitted",
+    "receipt.prepared",
+    "mail.released",
     "reader.applied",
     "lane.advanced",
     "reader.settled",
