@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [
+pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
-    "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.site",
+    "tests.fixtures.postfix",
+    "tests.fixtures.post",
 ]
 
 
