@@ -45,6 +45,8 @@ NAMES = (
     "maildir.renamed",
     "maildir.stored",
     "mail.submitted",
+    "receipt.prepared",
+    "mail.released",
     "reader.applied",
     "lane.advanced",
     "reader.parked",

@@ -97,6 +97,12 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
 
         blobs = BlobStore(required(settings.blobs, "OUTBOX_BLOBS"))
         return lambda: BlobParticipant(blobs)
+    if settings.mail_evidence.startswith("hold:"):
+        from workers.heldmail import HeldMailParticipant  # noqa: PLC0415
+        from workers.hold import HoldQueue  # noqa: PLC0415
+
+        hold = HoldQueue.named(settings.mail_evidence, settings.postsuper)
+        return lambda: HeldMailParticipant(settings.smtp, hold, settings.mail_domain)
     from workers.evidence import evidence_for  # noqa: PLC0415
     from workers.mail import MailParticipant  # noqa: PLC0415
 
