@@ -52,6 +52,12 @@ def is_gone(where: str) -> bool:
     return _started(int(parts[3])) != parts[4]
 
 
+def owner_of(where: str | None) -> str:
+    """`where` for people: host:pid."""
+    parts = (where or "nobody").split("/")
+    return f"{parts[0]}:{parts[3]}" if len(parts) == 5 else parts[0]
+
+
 def _machine() -> tuple[str, str]:
     boot, namespace = "?", "?"
     with suppress(OSError):

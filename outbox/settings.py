@@ -8,7 +8,9 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_INDEX          directory of the Xapian index
     OUTBOX_BLOBS          directory of the blob store
     OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
-    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
+    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, hold:/etc/postfix, or none: how an attempt in doubt
+                          is decided
+    OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
 """
@@ -29,10 +31,15 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
-Role = Literal["app", "worker", "admin"]
+Role = Literal["app", "worker", "operator", "admin"]
 
 #: Who connects to the embedded Postgres as what.
-_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+_EMBEDDED_USER: dict[Role, str] = {
+    "app": "app",
+    "worker": "outbox_worker",
+    "operator": "outbox_operator",
+    "admin": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,10 @@ class Settings:
     blobs: Path | None
     #: `smtp://HOST:PORT` or `unix:/path`.
     smtp: str
-    #: `maildir:/path`, `postfix:/etc/postfix` or `none`.
+    #: `maildir:/path`, `postfix:/etc/postfix`, `hold:/etc/postfix` or `none`.
     mail_evidence: str = "none"
+    #: How `postsuper` is run, such as `sudo -n /usr/sbin/postsuper`.
+    postsuper: str = "postsuper"
     #: Right-hand side of Message-IDs and envelope senders.
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
@@ -84,6 +93,7 @@ class Settings:
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
+            postsuper=env.get("OUTBOX_POSTSUPER") or "postsuper",
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
         )

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [
+pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
-    "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.site",
-    # After those that it imports, or pytest warns.
     "tests.fixtures.failpoints",
+    "tests.fixtures.postfix",
+    "tests.fixtures.post",
 ]
 
 

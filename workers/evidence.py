@@ -73,7 +73,9 @@ def evidence_for(setting: str) -> MailEvidence:
         if not (Path(path) / "main.cf").exists():
             raise NotReady(f"OUTBOX_MAIL_EVIDENCE: {path} has no main.cf: name Postfix's configuration directory")
         return PostfixEvidence(Path(path))
-    raise NotReady("OUTBOX_MAIL_EVIDENCE is not understood: write maildir:/path, postfix:/etc/postfix, or none")
+    raise NotReady(
+        "OUTBOX_MAIL_EVIDENCE is not understood: write maildir:/path, postfix:/etc/postfix, hold:/etc/postfix, or none"
+    )
 
 
 class NoEvidence:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outbox import failpoint
-from tests.fixtures.failpoints import WHERE, survive
+from tests.fixtures.failpoints import ELSEWHERE, WHERE, survive
 from tests.fixtures.promises import Promises
 from tests.fixtures.site import Site
 
@@ -27,7 +27,9 @@ def test_failpoints_are_each_in_the_code_once_and_in_the_sweep() -> None:
     sources = [*root.glob("outbox/**/*.py"), *root.glob("workers/**/*.py")]
     hits = [name for source in sources for name in re.findall(r'\bhit\("([^"]+)"\)', source.read_text("utf-8"))]
     assert sorted(hits) == sorted(failpoint.NAMES)
-    assert tuple(WHERE) == failpoint.NAMES
+    assert {*WHERE, *ELSEWHERE} == set(failpoint.NAMES)
+    for name, sweep in ELSEWHERE.items():
+        assert f'"{name}"' in (root / sweep).read_text("utf-8"), name
 
 
 def test_failpoint_refuses_an_unknown_name(site: Site) -> None:
