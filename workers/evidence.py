@@ -55,6 +55,9 @@ class MailEvidence(Protocol):
     def check(self) -> None:
         """Raise `Unavailable` if nothing could be found out."""
 
+    def recipient(self, token: str, part: str) -> str | None:
+        """One more recipient of a message, by which it can be found later; None if it needs none."""
+
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """A finding for each token, given the time at which its first attempt in doubt was opened.
 
@@ -82,6 +85,9 @@ class NoEvidence:
     def check(self) -> None:
         """Nothing is promised."""
 
+    def recipient(self, token: str, part: str) -> str | None:
+        """Nobody is asked."""
+
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Nothing is known."""
         return dict.fromkeys(tokens, Finding(Evidence.UNKNOWN, {}))
@@ -95,6 +101,9 @@ class MaildirEvidence:
 
     def check(self) -> None:
         """A Maildir that isn't there yet is an empty one."""
+
+    def recipient(self, token: str, part: str) -> str | None:
+        """Found without."""
 
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Exact, if the caller's session is of the lane that the attempts were made in."""
@@ -136,6 +145,9 @@ class PostfixEvidence:
         #: Seconds after which what a dead connection had handed over is in the queue or never will be.
         self.settle = settle
         self._log = log
+
+    def recipient(self, token: str, part: str) -> str | None:
+        """Found without."""
 
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Takes `settle` seconds if there is a token that isn't found."""

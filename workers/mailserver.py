@@ -40,7 +40,7 @@ from aiosmtpd.smtp import SMTP
 
 from outbox.errors import NotReady
 from workers.maildir import Maildir
-from workers.smtp import Target, smtp_target
+from workers.relay import Target, smtp_target
 
 logger = logging.getLogger("outbox.mailserver")
 
@@ -60,7 +60,7 @@ class _Connection(SMTP):
 
     def __init__(self, server: Mailserver) -> None:
         super().__init__(
-            server, data_size_limit=SIZE_LIMIT, enable_SMTPUTF8=False, hostname="localhost", ident="outbox",
+            server, data_size_limit=SIZE_LIMIT, enable_SMTPUTF8=True, hostname="localhost", ident="outbox",
             loop=asyncio.get_running_loop(),
         )  # fmt: skip
         self._server = server
@@ -195,7 +195,7 @@ class Mailserver:
 
     async def handle_DATA(self, server: _Connection, session: Any, envelope: Any) -> str:  # noqa: N802
         lines = [f"Return-Path: <{envelope.mail_from}>", *(f"Delivered-To: {to}" for to in envelope.rcpt_tos)]
-        header = "".join(f"{line}\r\n" for line in lines).encode("ascii")
+        header = "".join(f"{line}\r\n" for line in lines).encode()
         server.writing = asyncio.get_running_loop().run_in_executor(
             None, self.maildir.store, header, envelope.original_content
         )
