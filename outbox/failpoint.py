@@ -21,6 +21,7 @@ NAMES = (
     "blob.linked",
     "blob.published",
     "mail.submitted",
+    "receipt.stored",
     "reader.applied",
     "lane.advanced",
     "reader.settled",

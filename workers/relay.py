@@ -16,6 +16,7 @@ setting that can't be used, `Unavailable` for a file that can't be read just now
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,14 @@ def smtp_target(url: str) -> Target:
     if parts.scheme != "smtp" or parts.username is not None:
         raise NotReady(_UNDERSTOOD)
     return parts.hostname or "", 25 if port is None else port
+
+
+def lmtp_target(url: str) -> Target:
+    """`lmtp://HOST:PORT` or `unix:/path`, as `smtp_target`. Raises `NotReady`."""
+    try:
+        return smtp_target(re.sub(r"^lmtp(?=://[^/@]*:\d+$)", "smtp", url) if not url.startswith("smtp") else "")
+    except NotReady:
+        raise NotReady("OUTBOX_LMTP is not understood: write lmtp://127.0.0.1:PORT or unix:/path/to/socket") from None
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:

@@ -26,8 +26,8 @@ from outbox.participant import Doubt, Evidence, LaneView, Verdict
 from tests.fixtures.mail import Mailserver, mail_intent, participant, start_worker
 from tests.fixtures.site import until
 from workers.evidence import MaildirEvidence, evidence_for
+from workers.listener import listening_socket
 from workers.maildir import Maildir
-from workers.mailserver import listening_socket
 from workers.relay import Relay
 from workers.smtp import SmtpSession
 
