@@ -101,7 +101,7 @@ class Receiver:
 
     async def handle_exception(self, error: Exception) -> str:
         logger.error("a session raised %s", type(error).__name__)
-        self._postmarks.gap = True
+        await self._run(setattr, self._postmarks, "gap", True)
         return "451 4.3.0 Internal error"
 
     def _store(self, postmarks: list[Postmark], queue_id: str) -> str:

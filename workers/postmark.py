@@ -10,8 +10,8 @@ which stores a row of `outbox.postmark`. `workers.witness` reads them to decide 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -112,28 +112,18 @@ class Postmarks:
         hit("receipt.stored")
 
     def _put(self, postmarks: Sequence[Postmark], queue_id: str) -> None:
-        conn = self._connected()
-        with self._watching(conn):
-            conn.execute(
-                sql.load("postmark_put"),
-                {"tokens": [p.token for p in postmarks], "parts": [p.part for p in postmarks], "queue_id": queue_id},
-            )
+        if self.gap:
+            # On record before what was brought after it: whoever finds that knows of the gap.
+            self.watch()
+        self._connected().execute(
+            sql.load("postmark_put"),
+            {"tokens": [p.token for p in postmarks], "parts": [p.part for p in postmarks], "queue_id": queue_id},
+        )
 
     def watch(self) -> None:
-        """Say that somebody listens."""
-        with self._watching(self._connected()):
-            pass
-
-    @contextmanager
-    def _watching(self, conn: psycopg.Connection[Any]) -> Iterator[None]:
-        # A gap is on record before anything that was brought after it: whoever finds that knows of the gap.
-        gap, self.gap = self.gap, False
-        try:
-            conn.execute("select outbox.watch_postmarks(%s)", (gap,))
-            yield
-        except BaseException:
-            self.gap = self.gap or gap
-            raise
+        """Say that somebody listens, and whether anything was missed."""
+        self._connected().execute("select outbox.watch_postmarks(%s)", (self.gap,))
+        self.gap = False
 
     def forget(self) -> None:
         """Remove those that nobody relies on any more."""
