@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.site",
+    "tests.fixtures.tls",
     "tests.fixtures.receipts",  # after what it imports
 ]
 
