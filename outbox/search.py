@@ -135,6 +135,7 @@ class Index:
         self._directory = required(None if directory is None else Path(directory), "OUTBOX_INDEX")
         self._lock = Lock()
         self._identity: list[tuple[Path, int]] = []
+        self._uuids: list[bytes] = []
         self._shards: list[Any] = []
         self._database: Any = None
 
@@ -234,13 +235,16 @@ class Index:
         identity = [(path, path.stat().st_ino) for path in shards(self._directory)]
         if identity == self._identity:
             self._database.reopen()
-            return
+            # Files that were restored in place: Xapian goes by the revision, which can be the same.
+            if [shard.get_uuid() for shard in self._shards] == self._uuids:
+                return
         self._forget()
         opened = [xapian.Database(str(path)) for path, _ in identity]
         database = xapian.Database()
         for shard in opened:
             database.add_database(shard)
         self._identity, self._shards, self._database = identity, opened, database
+        self._uuids = [shard.get_uuid() for shard in opened]
 
     def _forget(self) -> None:
         for shard in self._shards:

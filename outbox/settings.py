@@ -10,9 +10,10 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_SMTP           smtp://HOST:PORT, smtp+starttls://USER@HOST, smtps://USER@HOST or unix:/path/to/socket
     OUTBOX_SMTP_PASSWORD_FILE  file with the password of the user in OUTBOX_SMTP
     OUTBOX_SMTP_CA_FILE   certificates to trust instead of the system's
-    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, receipt:receipt@example.org, or none: how an attempt
-                          in doubt is decided
+    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, receipt:receipt@example.org, hold:/etc/postfix, or none:
+                          how an attempt in doubt is decided
     OUTBOX_LMTP           lmtp://127.0.0.1:PORT or unix:/path: where `outbox work receipts` listens
+    OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
 """
@@ -33,10 +34,15 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
-Role = Literal["app", "worker", "admin"]
+Role = Literal["app", "worker", "operator", "admin"]
 
 #: Who connects to the embedded Postgres as what.
-_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+_EMBEDDED_USER: dict[Role, str] = {
+    "app": "app",
+    "worker": "outbox_worker",
+    "operator": "outbox_operator",
+    "admin": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,12 @@ class Settings:
     smtp_password_file: Path | None = None
     #: File of PEM certificates to trust instead of the system's.
     smtp_ca_file: Path | None = None
-    #: `maildir:/path`, `postfix:/etc/postfix`, `receipt:receipt@example.org` or `none`.
+    #: `maildir:/path`, `postfix:/etc/postfix`, `receipt:receipt@example.org`, `hold:/etc/postfix` or `none`.
     mail_evidence: str = "none"
     #: Where the server for receipts listens: `lmtp://127.0.0.1:PORT` or `unix:/path`.
     lmtp: str = "lmtp://127.0.0.1:2424"
+    #: How `postsuper` is run, such as `sudo -n /usr/sbin/postsuper`.
+    postsuper: str = "postsuper"
     #: Right-hand side of Message-IDs and envelope senders.
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
@@ -97,6 +105,7 @@ class Settings:
             lmtp=env.get("OUTBOX_LMTP") or "lmtp://127.0.0.1:2424",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
+            postsuper=env.get("OUTBOX_POSTSUPER") or "postsuper",
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
         )

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [
+pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
-    "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.site",
     "tests.fixtures.tls",
-    "tests.fixtures.receipts",  # after what it imports
+    "tests.fixtures.failpoints",
+    "tests.fixtures.postfix",
+    "tests.fixtures.post",
+    "tests.fixtures.receipts",
 ]
 
 

@@ -32,7 +32,9 @@ _PART = 64
 """Recipients in one part, at most: so many bits and the token must fit into the 64 characters of a local part,
 in the sender and behind the name of a receipt's recipient (`workers.postmark`)."""
 
-_TOKEN = re.compile(r"[0-9a-f]{32}")
+TOKEN = re.compile(r"[0-9a-f]{32}")
+"""What names a mail, in its payload, its envelope sender and the intents that release or withdraw it."""
+
 _BARE_LINE_END = re.compile(r"\r(?!\n)|(?<!\r)\n")
 
 
@@ -53,8 +55,10 @@ class Envelope(NamedTuple):
         Raises `Permanent` for a payload that isn't a mail. Everything is checked again here: a payload may have
         been written by any client of the log.
         """
-        if intent.action != "send":
-            raise Permanent("mail knows the action 'send' only: correct what writes the intent")
+        if intent.action not in ("send", "prepare"):
+            raise Permanent(
+                "mail knows the actions send, prepare, release and withdraw: correct what writes the intent"
+            )
         payload = intent.payload
         try:
             token, text = payload["token"], payload["message"]
@@ -62,7 +66,7 @@ class Envelope(NamedTuple):
             domain = message_domain(payload["sender_domain"], "sender_domain")
         except (TypeError, KeyError, AttributeError):
             raise _malformed("lacks what message_payload() puts there") from None
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        if not isinstance(token, str) or not TOKEN.fullmatch(token):
             raise _malformed("has no token of 32 hexadecimal digits")
         if not isinstance(recipients, list) or not 0 < len(recipients) <= 10_000:
             raise _malformed("has no list of recipients")
@@ -90,9 +94,8 @@ class Envelope(NamedTuple):
         """The recipients of a part that was found somewhere."""
         if part == WHOLE:
             return range(len(self.recipients))
-        first, mask = int(part.split(".")[1]), int(part.split(".")[2], 16)
-        named = (first + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
-        return [number for number in named if number < len(self.recipients)]
+        bits = part_bits(part)
+        return [number for number in range(len(self.recipients)) if bits >> number & 1]
 
     def split(self, numbers: Iterable[int]) -> list[tuple[int, ...]]:
         """`numbers`, in order, as groups that can be named and sent: one group if it is all recipients."""
@@ -109,6 +112,12 @@ class Envelope(NamedTuple):
             groups.append(tuple(number for number in todo if number < todo[0] + _PART))
             todo = todo[len(groups[-1]) :]
         return groups
+
+
+def part_bits(part: str) -> int:
+    """The recipients of a part that isn't the whole: a bit for each."""
+    _, first, mask = part.split(".")
+    return int(mask, 16) << int(first)
 
 
 def _checked(recipients: list[Any]) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def evidence_for(setting: str, settings: Settings | None = None) -> MailEvidence
         return PostfixEvidence(Path(path))
     raise NotReady(
         "OUTBOX_MAIL_EVIDENCE is not understood: "
-        "write maildir:/path, postfix:/etc/postfix, receipt:receipt@example.org, or none"
+        "write maildir:/path, postfix:/etc/postfix, hold:/etc/postfix, receipt:receipt@example.org, or none"
     )
 
 

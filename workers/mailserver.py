@@ -13,8 +13,8 @@ What it promises:
   is kept: no deduplication, so that a mail sent twice is seen twice.
 * One session per lane, which a worker names in EHLO as `mail-<lane>-<epoch>.<domain>`: a new session ends the
   older one and is answered when that is over, with what it was writing. So a worker that opens a session and then
-  looks into the Maildir sees all that its predecessor got through, and the predecessor can send no more. While
-  there is a session of a higher epoch, one of a lower epoch is refused.
+  looks into the Maildir sees all that its predecessor got through, and the predecessor can send no more. As long
+  as this server runs, a session of a lower epoch than it has seen is refused.
 
 SIGTERM: takes no new session, finishes the messages that are on their way, exits 0. Its log holds no address.
 """
@@ -111,7 +111,9 @@ class Mailserver:
         self.draining = False
         self.connections: set[_Connection] = set()
         #: Sessions by lane, each with its epoch.
-        self._lanes: dict[str, dict[_Connection, int]] = {}
+        self._lanes: dict[str, set[_Connection]] = {}
+        #: The highest epoch of each lane, also when its session is over: a predecessor may wake up after that.
+        self._epochs: dict[str, int] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def forget(self, connection: _Connection) -> None:
@@ -124,7 +126,7 @@ class Mailserver:
         await connection.over()
         self.connections.discard(connection)
         for lane in [lane for lane, sessions in self._lanes.items() if connection in sessions]:
-            del self._lanes[lane][connection]
+            self._lanes[lane].remove(connection)
             if not self._lanes[lane]:
                 del self._lanes[lane]
 
@@ -133,11 +135,13 @@ class Mailserver:
         match = _FENCED.fullmatch(name)
         if match is None:
             return True
-        sessions, epoch = self._lanes.setdefault(match["lane"] + match["domain"], {}), int(match["epoch"])
-        if epoch < max(sessions.values(), default=0):
+        lane, epoch = match["lane"] + match["domain"], int(match["epoch"])
+        if epoch < self._epochs.get(lane, 0):
             return False
+        self._epochs[lane] = epoch
+        sessions = self._lanes.setdefault(lane, set())
         older = [session for session in sessions if session is not connection]
-        sessions[connection] = epoch
+        sessions.add(connection)
         for session in older:
             session.hang_up()
         await asyncio.gather(*(session.over() for session in older))

@@ -2,6 +2,13 @@
 
 set local role outbox_owner;
 
+---------------------------------------------------------------------- effects in two phases: mail's hold queue
+-- `prepared` lies between `open` and `closed`: the evidence names something that takes effect by a release. It
+-- is durable before the first try to release; a release can be repeated, so nothing in this state is in doubt.
+alter table outbox.receipt
+  drop constraint receipt_state_check,
+  add constraint receipt_state_check check (state in ('open', 'prepared', 'partial', 'closed'));
+
 ------------------------------------------------------------------------------------------- postmarks
 -- What came back to the receipt's recipient. Each mail has one recipient more, receipt+<token><part>@...; the mail
 -- server brings its copy to `outbox work receipts`, which stores a row here before it says 250. A row proves that

@@ -1,4 +1,9 @@
-"""`outbox work`: drain the log into a participant."""
+"""`outbox work`: drain the log into a participant.
+
+A participant of one's own is named as `PACKAGE.MODULE:NAME`, or under its target in the entry-point group
+`outbox.participants` of an installed package. What is named makes a participant when it is called without
+arguments: a class, or a function. It is called once for each claim of a lane.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import cast
 
 from outbox.errors import NotReady
 from outbox.participant import Participant
@@ -25,13 +33,20 @@ RECEIPTS = "receipts"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    targets = [*TARGETS, RECEIPTS]
-    parser.add_argument("target", metavar="TARGET", choices=[*targets, "all"], help=", ".join([*targets, "or all"]))
+    parser.add_argument(
+        "target", metavar="TARGET", help=", ".join([*TARGETS, RECEIPTS, "all", "or your own participant's name"])
+    )
+    parser.add_argument("--lane", metavar="N", type=int, help="drain this lane only, counted from 0 (default: all)")
+    parser.add_argument(
+        "--participant", metavar="MODULE:NAME", help="the class of your own participant, or a function that makes it"
+    )
     parser.add_argument("--until-idle", action="store_true", help="stop when everything committed so far is done")
 
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if args.target in ("all", "clock", RECEIPTS) and (args.lane is not None or args.participant):
+        raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
     if args.target == "all":
         return _all(args)
     settings = Settings.load(args.state, role="worker")
@@ -41,8 +56,36 @@ def run(args: argparse.Namespace) -> int:
             raise NotReady(f"{args.target} is never idle: use --until-idle with a participant or with all")
         (process.run_clock if args.target == "clock" else _receipts)(settings, stop)
     else:
-        process.run(settings, args.target, _maker(settings, args.target), stop, until_idle=args.until_idle)
+        if args.participant:
+            make = _named(args.participant)
+        else:
+            make = _maker(settings, args.target) if args.target in TARGETS else _contributed(args.target)
+        process.run(settings, args.target, make, stop, until_idle=args.until_idle, lane=args.lane)
     return 0
+
+
+def _named(name: str) -> Callable[[], Participant]:
+    """What `MODULE:NAME` names. The working directory is searched last, so that nothing in it hides a module."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise NotReady("--participant is not of the form MODULE:NAME: write it like shop.webhook:Webhook")
+    sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise NotReady(f"the participant {name} can't be imported ({error}): correct --participant") from error
+    except AttributeError:
+        raise NotReady(f"the module {module} has no {attribute}: correct --participant") from None
+    return cast("Callable[[], Participant]", found)
+
+
+def _contributed(target: str) -> Callable[[], Participant]:
+    """The participant that an installed package has for this target."""
+    for point in entry_points(group="outbox.participants", name=target):
+        return cast("Callable[[], Participant]", point.load())
+    raise NotReady(
+        f"nothing installed is a participant {target!r}: name it with --participant, or use one of {', '.join(TARGETS)}"
+    )
 
 
 def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
@@ -59,11 +102,18 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
 
         blobs = BlobStore(required(settings.blobs, "OUTBOX_BLOBS"))
         return lambda: BlobParticipant(blobs)
-    from workers.evidence import evidence_for  # noqa: PLC0415
-    from workers.mail import MailParticipant  # noqa: PLC0415
     from workers.relay import Relay  # noqa: PLC0415
 
     relay = Relay.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
+    if settings.mail_evidence.startswith("hold:"):
+        from workers.heldmail import HeldMailParticipant  # noqa: PLC0415
+        from workers.hold import HoldQueue  # noqa: PLC0415
+
+        hold = HoldQueue.named(settings.mail_evidence, settings.postsuper)
+        return lambda: HeldMailParticipant(relay, hold, settings.mail_domain)
+    from workers.evidence import evidence_for  # noqa: PLC0415
+    from workers.mail import MailParticipant  # noqa: PLC0415
+
     return lambda: MailParticipant(relay, evidence_for(settings.mail_evidence, settings), settings.mail_domain)
 
 
