@@ -1,7 +1,7 @@
 """`python -m outbox.testing.victim MODULE CLASS HOME EPOCH`: an owner that is there to be killed.
 
-Run by `outbox.testing.owner.kill`. It applies the batch that it reads from stdin, and kills itself at the failpoint that
-OUTBOX_FAILPOINT names, or else when `apply` has returned; then it has printed a line.
+Run by `outbox.testing.owner.kill`. It applies the batch that it reads from stdin, and kills itself at the failpoint
+that OUTBOX_FAILPOINT names, or else when `apply` has returned; then it has printed a line.
 """
 
 from __future__ import annotations
