@@ -135,7 +135,8 @@ class Reader:
             return False
         self._note_empty(at_once=True)
         waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s and reason = 'retry' limit 1",
+            "select from outbox.parked where target = %s and slot between %s and %s "
+            "and (reason = 'retry' or retry_at <= outbox.now()) limit 1",
             (self.lane.target, *self.lane.slots),
         ).fetchone()
         return waiting is None
