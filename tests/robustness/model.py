@@ -6,7 +6,8 @@ same savepoint, as its intent. The version of its key was drawn under the lock o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -58,7 +59,7 @@ class Expected:
     total: int = 0
 
 
-def expected(operations: Iterable[Operation], skipped: Set[str]) -> Expected:
+def expected(operations: Iterable[Operation], skipped: AbstractSet[str]) -> Expected:
     """`skipped` are the ids of operations that an operator took out."""
     result = Expected()
     ordered = sorted(operations, key=lambda each: (each.target, each.key, each.version))

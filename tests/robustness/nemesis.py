@@ -100,7 +100,8 @@ class Nemesis:
 
     def _pause(self, name: str) -> None:
         """A process that sleeps through its lease while another takes over, and then wakes up."""
-        pid = self._signal(name, signal.SIGSTOP)
+        until(lambda: self._owner(name) == self.scene.stack.pids().get(name), f"{name} has its lane")
+        self._signal(name, signal.SIGSTOP)
         rival: subprocess.Popen[bytes] | None = None
         try:
             before = self._epoch(name)
@@ -110,17 +111,19 @@ class Nemesis:
             with suppress(NotReady):
                 self.scene.stack.kill(name, signal.SIGCONT)
             if rival is not None:
-                rival.send_signal(signal.SIGTERM)
-                try:
+                rival.terminate()
+                with suppress(subprocess.TimeoutExpired):
                     rival.wait(LIMIT)
-                except subprocess.TimeoutExpired:
-                    rival.kill()
-                    raise
-        assert pid
+                rival.kill()
+                rival.wait()
+
+    def _owner(self, name: str) -> int | None:
+        """The process that has the lane."""
+        found = self._ask("select place from outbox.lane where target = %s", (name,))
+        return int(found[0][0].split("/")[3]) if found[0][0] else None
 
     def _epoch(self, name: str) -> int:
-        row = self._ask("select max(epoch) from outbox.lane where target = %s", (name,))
-        return int(row[0][0])
+        return int(self._ask("select max(epoch) from outbox.lane where target = %s", (name,))[0][0])
 
     def _replace(self, name: str) -> None:
         process = self.scene.running[name]
@@ -156,7 +159,7 @@ class Nemesis:
         def answer() -> list[Any] | None:
             try:
                 with connect(self.scene.url("outbox_worker"), name="robustness") as conn:
-                    return conn.execute(query, parameters).fetchall()  # type: ignore[call-overload, no-any-return]
+                    return conn.execute(query, parameters).fetchall()
             except (Unreachable, psycopg.OperationalError):
                 return None
 

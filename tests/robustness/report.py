@@ -51,9 +51,9 @@ class Report:
         }
 
     def text(self) -> str:
+        drained = f"drained in {self.drain_seconds:.1f} s after the last fault"
         parts = [
-            f"seed {self.seed}: {self.transactions:,} transactions in {self.seconds:.0f} s, "
-            f"drained {self.drain_seconds:.1f} s after the last fault",
+            f"seed {self.seed}: {self.transactions:,} transactions in {self.seconds:.0f} s; {drained}",
             table(("committed", "times"), sorted(self.operations.items())),
             table(("injected", "times"), sorted(self.injected.items())),
         ]

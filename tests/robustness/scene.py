@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 
 from tests.robustness.traffic import METADATA
 from workers.postgres import DATABASE
@@ -53,13 +55,17 @@ class Scene:
         return self.stack.postgres.url(user, DATABASE)
 
     def open(self) -> None:
-        # The stack takes its environment from ours.
-        os.environ["OUTBOX_TTL"] = TTL
-        self.stack.up()
+        before = os.environ.get("OUTBOX_TTL")
+        os.environ["OUTBOX_TTL"] = TTL  # supervisord's environment is ours
+        try:
+            self.stack.up()
+        finally:
+            if before is None:
+                del os.environ["OUTBOX_TTL"]
+            else:
+                os.environ["OUTBOX_TTL"] = before
         with psycopg.connect(self.url("postgres"), autocommit=True) as conn:
             conn.execute("select outbox.register('witness')")
-        import sqlalchemy as sa
-
         engine = sa.create_engine(self.url("app").replace("postgresql://", "postgresql+psycopg://", 1))
         METADATA.create_all(engine)
         engine.dispose()
@@ -84,7 +90,8 @@ class Scene:
         names = [name for name in self.running if name.startswith("app")]
         for name in names:
             self.running[name].terminate()
-        return [name for name in names if self.running.pop(name).wait(LIMIT) != 0]
+        # One that was only just started ends before it has written anything.
+        return [name for name in names if self.running.pop(name).wait(LIMIT) not in (0, -signal.SIGTERM)]
 
     def close(self) -> None:
         for process in self.running.values():
