@@ -120,13 +120,9 @@ def test_hold_i1_withdraws_a_prepared_mail_and_says_so_again_when_killed(post: P
     post.say("release", {"token": kept})
     assert post.worker("--until-idle").wait(LIMIT) == 0
     until(lambda: post.arrived() == [0, 1], "the mail that was kept arrives")
-    assert post.site.admin.execute("select reason, error from outbox.parked").fetchall() == [
-        (
-            "poison",
-            "no mail is on hold under this token: it was withdrawn, or taken off hold by hand, or never prepared: "
-            "see what became of its prepare, then skip this intent",
-        )
-    ]
+    (parked,) = post.site.admin.execute("select reason, error from outbox.parked").fetchall()
+    assert parked[0] == "poison"
+    assert parked[1].startswith("no mail is on hold under this token")
 
 
 def test_hold_i10_waits_and_parks_nothing_while_postfix_is_stopped(post: Post) -> None:
@@ -220,7 +216,7 @@ def test_hold_is_unavailable_when_queue_ids_are_used_again(relay: Postfix, tmp_p
 def test_hold_setting_names_a_configuration(relay: Postfix, tmp_path: Path) -> None:
     assert HoldQueue.named(relay.hold, "postsuper").config_directory == relay.etc
     for setting in ("hold:", "hold:relative", f"hold:{tmp_path}"):
-        with pytest.raises(NotReady, match="main.cf"):
+        with pytest.raises(NotReady, match=r"main\.cf"):
             HoldQueue.named(setting, "postsuper")
 
 
