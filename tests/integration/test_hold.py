@@ -11,10 +11,11 @@ import pytest
 
 from outbox.errors import NotReady, Unavailable
 from outbox.participant import Doubt, Evidence, LaneView, Participant, TwoPhase, Verdict
-from tests.fixtures.mail import DOMAIN, mail_intent
+from tests.fixtures.mail import DOMAIN, Peer, mail_intent, participant
 from tests.fixtures.post import Post
 from tests.fixtures.postfix import Postfix, Sink
 from tests.fixtures.site import LIMIT, until
+from workers.evidence import NoEvidence
 from workers.heldmail import HeldMailParticipant, _cover
 from workers.hold import PROBE, HoldQueue
 from workers.smtp import SmtpSession, smtp_target
@@ -192,6 +193,16 @@ def test_hold_i3_no_recipient_gets_a_mail_twice_when_copies_overlap() -> None:
     assert list(_cover(["", ".0.1"])) == [""]
     assert list(_cover([".0.3", ".1.3", ".0.1"])) == [".0.1", ".1.3"]
     assert list(_cover([".0.5", ".1.1"])) == [".0.5", ".1.1"]
+
+
+@pytest.mark.parametrize("action", ["prepare", "release", "withdraw"])
+def test_hold_actions_are_poison_when_mail_does_not_go_on_hold(peer: Peer, action: str) -> None:
+    mail = participant(peer.url, NoEvidence())
+    outcomes = mail.apply([mail_intent(1)._replace(action=action), mail_intent(2)], None)
+    mail.close()
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.POISON, Verdict.APPLIED]
+    assert "OUTBOX_MAIL_EVIDENCE=hold:" in outcomes[0].error
+    assert len(peer.messages) == 1
 
 
 def test_hold_is_unavailable_when_the_port_does_not_hold(relay: Postfix) -> None:
