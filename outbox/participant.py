@@ -13,7 +13,7 @@ What it may raise from any method:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -90,6 +90,9 @@ class LaneView(NamedTuple):
     epoch: int
     #: Whether the owner before went away without a word.
     unclean: bool
+    #: Raises `Fenced` when the lane has another owner by now. The reader asks before each `apply`; a participant
+    #: whose effects can't be fenced where they are made asks before each of them, and lets the exception through.
+    check: Callable[[], None] = lambda: None
 
 
 @runtime_checkable

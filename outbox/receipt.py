@@ -29,7 +29,6 @@ class Record(NamedTuple):
 
 def opened(conn: psycopg.Connection[Any], lane: Lane, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Record attempts. → what is known of each that may be made; one that is closed already is left out."""
-    lane.check()
     rows = conn.execute(
         sql.load("receipt_open"),
         {"target": lane.target, "lane": lane.lane, "epoch": lane.epoch, "ids": list(ids)},

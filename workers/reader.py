@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -90,7 +91,8 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean))
+        check = partial(lane.check, self.conn)
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, check))
         stand = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
@@ -118,7 +120,7 @@ class Reader:
 
     def step(self) -> bool:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
-        self.lane.check()
+        self.lane.check(self.conn)
         worked = self._retry_parked()
         return self._drain() or worked
 
