@@ -13,7 +13,11 @@ pytest_plugins = [
     "tests.fixtures.mail",
     "tests.fixtures.postfix",
     "tests.fixtures.postgres",
+    "tests.fixtures.proxy",
     "tests.fixtures.site",
+    # These import the ones above: later, or their asserts would be plain ones.
+    "tests.fixtures.pgbouncer",
+    "tests.fixtures.zombie",
 ]
 
 

@@ -93,12 +93,12 @@ class Reader:
         lane = self.lane
         check = partial(lane.check, self.conn)
         self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, check))
-        stand = lane.stand(self.conn)
+        # What is written is the lane's, and not where the participant is: its owner may have died in between.
+        stand = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
             stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
         self._move(stand)
-        self._written = stand
         self._blocked = parked.keys(self.conn, lane)
         if unknown := self._attempts.resolve():
             self._put([Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
