@@ -26,10 +26,12 @@ def through(house: House, proxy: Proxy, database: str) -> Iterator[dict[str, str
     proxy.heal()
 
 
-@pytest.mark.parametrize("target", ["index", "blob", "mail", "ledger"])
-@pytest.mark.parametrize("fault", ["swallow", "hold"])
+@pytest.mark.parametrize(
+    ("fault", "target"),
+    [("swallow", "index"), ("swallow", "ledger"), ("hold", "index"), ("hold", "blob"), ("hold", "mail")],
+)
 def test_network_i3_i6_i10_lane_is_taken_over_when_its_owner_is_cut_off(
-    house: House, proxy: Proxy, through: dict[str, str], target: str, fault: str
+    house: House, proxy: Proxy, through: dict[str, str], fault: str, target: str
 ) -> None:
     # Given: an owner at work, and a network that takes everything and delivers nothing, or delivers it later
     house.start("clock")

@@ -77,6 +77,7 @@ def test_zombie_i6_clock_takes_no_tick_when_it_wakes_after_a_takeover(house: Hou
     house.start("index")
     house.emit("index", "a")
     zombie = house.start("clock", at="tick.taken:2")
+    house.drained("index", "a")
     house.emit("index", "b")
     until(lambda: is_suspended(zombie), "the clock is suspended")
     successor = house.start("clock")

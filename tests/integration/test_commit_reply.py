@@ -25,7 +25,7 @@ def test_commit_i1_i2_is_told_right_when_its_reply_is_lost(
     session = sessions()
     outbox.index.put(session, "k", text="text")
     session.flush()
-    proxy.cut = cut
+    proxy.cut_commit(cut)
 
     # When
     with pytest.raises(sa.exc.OperationalError):

@@ -3,8 +3,8 @@
 Workers claim one lane of a participant, apply its intents 1, 2, … and write the position behind each. What may happen
 between any two steps: time passes (for one worker's clock more slowly, up to the margin), a worker stands still for
 as long as it likes, dies, or is delayed; what it has sent to the participant or to Postgres arrives later, also
-after its death. `explore` goes through every state that can be reached, breadth first, and stops at the first that breaks
-a promise, with the shortest way there:
+after its death. `explore` goes through every state that can be reached, breadth first, and stops at the first that
+breaks a promise, with the shortest way there:
 
     I1  an effect of an intent that isn't committed
     I2  the position has passed an intent that has no effect
@@ -255,7 +255,7 @@ def drained(state: State, rules: Rules) -> bool:
 
 
 def explore(rules: Rules) -> Found:
-    """Every state, until a promise is broken. Workers are alike: of states that differ by who is who, one is looked at."""
+    """Every state, until a promise is broken. Of states that differ only in who is who, one is looked at."""
     start = State(tuple(Worker() for _ in range(rules.workers)))
     came: dict[object, tuple[object, str]] = {_key(start): (None, "")}
     before: dict[object, list[object]] = {}
