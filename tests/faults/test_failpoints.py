@@ -10,7 +10,6 @@ from itertools import product
 
 import pytest
 
-from outbox import failpoint
 from tests.fixtures.failpoints import WHERE, Victims, survive
 from tests.fixtures.promises import Promises
 from tests.fixtures.site import Site
@@ -32,7 +31,7 @@ BLOB = [*named("blob"), *READER]
 MAIL = [*named("mail"), *READER]
 
 
-@pytest.mark.parametrize("name", failpoint.NAMES)
+@pytest.mark.parametrize("name", WHERE)
 def test_failpoints_i1_i2_i3_i11_everything_is_right_when_killed_at_each(
     site: Site, promises: Promises, app_url: str, name: str
 ) -> None:

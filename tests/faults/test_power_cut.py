@@ -20,7 +20,7 @@ from outbox.position import Position
 from tests.fixtures.power import Machine, Traffic
 from tests.fixtures.promises import indexed
 from tests.fixtures.site import LIMIT, until
-from workers.index import POSITION, IndexParticipant
+from workers.shard import POSITION, IndexParticipant
 from workers.shard import xapian
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
