@@ -168,6 +168,7 @@ def test_postgres_i2_i5_i10_everything_committed_is_applied_when_its_disk_was_re
 
         # Then: when there is room, everything that was committed is applied, by workers that never ended
         disk.make_room("size=400m")
+        admin.close()
         site.admin = _connect(postgres)
         until(lambda: set(committed) <= set(site.documents()), "everything committed is applied")
         assert all(worker.poll() is None for worker in workers)
@@ -187,7 +188,7 @@ def _fill(postgres: Postgres) -> list[str]:
     chance, committed = random.Random(2), []
     # Said before the commit, in words; or the server is gone.
     with (
-        pytest.raises(psycopg.OperationalError, match="No space left|connection"),
+        pytest.raises(psycopg.OperationalError, match=r"No space left|connection"),
         psycopg.connect(postgres.url("app", "app"), autocommit=True) as conn,
     ):
         for number in range(2000):

@@ -33,9 +33,9 @@ INDEX = {"write": WRITING, "pwrite64": WRITING, "rename": WRITING, "fdatasync": 
 BLOB = {"linkat": WRITING, "renameat": WRITING, "mkdirat": WRITING, "fsync": [KILL, FAILS], "unlinkat": [KILL, FAILS]}
 STAGE = {"write": WRITING, "fsync": [KILL, FAILS, FULL]}
 
-#: What a lane says that waits for its participant's disk.
+#: What a lane says that waits for its participant's disk; anything else it may warn of is a fault.
 WAITS = re.compile(
-    r"WARNING \w+/0: waits: the (index shard .* can't be (written|opened) .*: see to its disk|blob store)"
+    r"WARNING \w+/0: waits: the (index shard .* can't be (written|opened) |blob store's file system fails )"
 )
 
 
@@ -50,6 +50,8 @@ class Tracer:
         self._site, self._store = site, store
         self._trace = site.home / "trace"
         self.said = ""
+        #: Runs in which the lane said that it waits.
+        self.waits = 0
 
     def run(self, command: list[str], call: str, inject: str = "", **environment: str) -> int:
         """→ the program's status: -9 if it was killed."""
@@ -62,6 +64,9 @@ class Tracer:
         )
         self.said = done.stderr
         assert "Traceback" not in self.said, self.said
+        warnings = [line for line in self.said.splitlines() if re.search("WARNING|ERROR", line)]
+        assert all(map(WAITS.search, warnings)), self.said
+        self.waits += bool(warnings)
         return done.returncode
 
     def lines(self) -> list[str]:
@@ -117,6 +122,7 @@ def test_syscalls_i2_i3_index_is_right_when_any_one_kills_or_fails(
         promises.check("index")
         shutil.rmtree(site.home / "index")
         promises.make("index")
+    assert bool(tracer.waits) == (fault != KILL)
 
 
 @pytest.mark.parametrize(("call", "fault"), each(BLOB))
@@ -134,6 +140,7 @@ def test_syscalls_i2_i3_blobs_are_right_when_any_one_kills_or_fails(
         assert status in (0, -9), tracer.said
         promises.check("blob")
         promises.make("blob")
+    assert bool(tracer.waits) == (fault != KILL)
 
 
 STAGING = """
