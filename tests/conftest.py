@@ -12,6 +12,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
     "tests.fixtures.postgres",
+    "tests.fixtures.proxy",
     "tests.fixtures.site",
     "tests.fixtures.tls",
     "tests.fixtures.failpoints",
@@ -19,6 +20,8 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.post",
     "tests.fixtures.receipts",
     "tests.fixtures.hostile",
+    "tests.fixtures.pgbouncer",
+    "tests.fixtures.zombie",
 ]
 
 

@@ -148,6 +148,7 @@ class Attempts:
         """Apply; if that raises, halve until the intent that raises is alone, and let the others through."""
         if not batch:
             return []
+        self._lane.check(self._conn)
         try:
             return list(self._participant.apply(batch, position))
         except (Fenced, Unavailable, NotThisLog, psycopg.OperationalError):

@@ -70,7 +70,7 @@ class Clock:
 
     def step(self) -> bool:
         """Look, and take a tick if readers would see something new. → whether it did. Raises `Fenced`."""
-        self.lane.check()
+        self.lane.check(self.conn)
         reading = tick.poll(self.conn)
         if self._frontier is None and reading.low == self._last.high:
             # The sequence stands still. Whoever drew an id so far has an xid below this one.

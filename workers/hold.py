@@ -122,6 +122,11 @@ class HoldQueue:
     def recipient(self, token: str, part: str) -> str | None:
         """Found without."""
 
+    def ours(self) -> dict[str, int]:
+        """Queue ids on hold of mails of ours → when they came, in seconds since 1970."""
+        listed = self._listed()
+        return {each["queue_id"]: int(each["arrival_time"]) for each in listed if SENDER.match(each["sender"])}
+
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """What is on hold of each token. Exact, in the sense that counts: what isn't found here is never sent."""
         deadline = time.monotonic() + self.settle

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -129,10 +129,12 @@ class MailParticipant:
         self._session = SmtpSession(self._relay, f"mail-0-0.{self._domain}", timeout=timeout)
         self._known: Mapping[int, Mapping[str, Any]] = {}
         self._drops: Counter[int] = Counter()
+        self._check: Callable[[], None] = lambda: None
 
     def open(self, lane: LaneView) -> None:
         """Open the lane's session. Raises `Unavailable`."""
         self._session.close()
+        self._check = lane.check
         # By this name the embedded server ends the session of the lane's owner before, and refuses a stale one.
         name = f"mail-{lane.lane}-{lane.epoch}.{self._domain}"
         self._session = SmtpSession(self._relay, name, timeout=self._timeout)
@@ -150,8 +152,8 @@ class MailParticipant:
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - the protocol's
         """Send the mails of `batch`; fewer outcomes than intents if the connection is lost on the way.
 
-        Raises `Unavailable` if nothing was tried. Never anything else, because the reader would try the whole
-        batch again, and some of it may have been sent.
+        Raises `Unavailable` if nothing was tried, `Fenced`. Never anything else, because the reader would try the
+        whole batch again, and some of it may have been sent.
         """
         self._session.connect()
         outcomes: list[Outcome] = []
@@ -160,6 +162,8 @@ class MailParticipant:
             if intent.key in failed:
                 outcomes.append(Outcome(Verdict.BLOCKED))
                 continue
+            # A mail server knows no epochs: whoever was suspended finishes the message in hand, and no other.
+            self._check()
             try:
                 outcome, same = self._send(intent)
             except Unavailable:

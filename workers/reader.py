@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -91,14 +92,15 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots))
-        stand = lane.stand(self.conn)
+        check = partial(lane.check, self.conn)
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
+        # What is written is the lane's, and not where the participant is: its owner may have died in between.
+        stand = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
             remedy = getattr(self.participant, "remedy", tick.REMEDY)
             stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
         self._move(stand)
-        self._written = stand
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
@@ -121,7 +123,7 @@ class Reader:
 
     def step(self) -> bool:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
-        self.lane.check()
+        self.lane.check(self.conn)
         worked = self._retry_parked()
         return self._drain() or worked
 

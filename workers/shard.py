@@ -36,6 +36,7 @@ from typing import Any
 from outbox.errors import Fenced, NotThisLane, NotThisLog, Unavailable
 from outbox.failpoint import hit
 from outbox.participant import Item
+from outbox.quiet import Writing
 from outbox.search import FIELDS
 
 with warnings.catch_warnings():
@@ -72,6 +73,7 @@ class Shard:
         # The version file that this handle has read or written last.
         self._version: tuple[int, ...] | None = None
         self._generators: dict[str, Any] = {}
+        self._writing = Writing()
 
     def database(self) -> Any:
         """The xapian.WritableDatabase, made or opened if there is no handle.
@@ -165,7 +167,8 @@ class Shard:
             db.begin_transaction()
             yield db
             hit("index.documents")
-            db.commit_transaction()
+            with self._writing.commit(self._folder):
+                db.commit_transaction()
             hit("index.committed")
             os.fsync(self._folder)
             self._version = self._look()

@@ -45,7 +45,7 @@ create trigger audit_no_truncate before truncate on outbox.audit
 -------------------------------------------------------------------------------------------- decisions
 -- Takes a decision about parked intents:
 --   retry        try it now, as if it had never failed
---   skip         never try it (again); the next one of its key has its turn
+--   skip         never try it (again); its worker gives the next one of its key its turn
 --   applied      about one in doubt: its effect did happen. Its receipt is closed for good
 --   not_applied  about one in doubt: its effect did not happen. It is tried again
 -- One row comes back for each id: what it was parked for, and why nothing was done (null: it was done).
@@ -57,7 +57,6 @@ as $$
 declare
   wanted  bigint;
   intent  outbox.parked;
-  head   bigint;
   settled text[];
   acted   boolean := false;
 begin
@@ -110,20 +109,11 @@ begin
                  retry_at = outbox.now(), attempts = 0, deaths = 0, trying = null
            where p.id = wanted;
       end case;
-      if decide.action in ('skip', 'applied') then
-        select min(p.id) into head from outbox.parked p
-         where p.target = intent.target and p.key = intent.key and p.id <> wanted and p.reason not in ('due', 'skipped');
-        -- If a worker has it in hand, that worker sees to its turn.
-        perform from outbox.parked p where p.id = head and p.reason = 'blocked' for update skip locked;
-        if found then
-          update outbox.parked p set reason = 'retry', retry_at = outbox.now() where p.id = head;
-        end if;
-      end if;
     end if;
     return next;
   end loop;
   if acted then
-    -- Wakes the workers. Readers look at what is parked when it isn't a tick's number.
+    -- Wakes the workers, who give what is blocked behind nothing any more its turn: they know what they have in hand.
     perform pg_notify('outbox_tick', 'decided');
   end if;
 end $$;
@@ -146,7 +136,9 @@ begin
   if objection.action = 'retry' and intent.reason = 'blocked' then
     select min(p.id) into head from outbox.parked p
      where p.target = intent.target and p.key = intent.key and p.reason not in ('due', 'skipped');
-    return 'it is blocked behind intent ' || head || ' of its key: decide about that one';
+    if head < intent.id then
+      return 'it is blocked behind intent ' || head || ' of its key: decide about that one';
+    end if;
   end if;
   select l.* into holder from outbox.lane l
    where l.target = intent.target and intent.slot between l.slot_low and l.slot_high;

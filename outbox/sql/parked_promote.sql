@@ -1,5 +1,5 @@
 -- Purpose: give every intent its turn that is blocked behind nothing any more: an operator has
---   skipped its key's head while a worker had this one in hand.
+--   taken its key's head out.
 -- Locks: rows of outbox.parked. Tables: outbox.parked (update). Called by: outbox.parked.promote, in the
 --   transaction that holds the lane (outbox.lane.fence).
 update outbox.parked p set reason = 'retry', retry_at = outbox.now()

@@ -65,14 +65,14 @@ def _go_on(subject: Subject, first: Sequence[Intent], second: Sequence[Intent]) 
                 )
             again = second if found == at(1) else []
         elif owner.participant.records_attempts:
-            again, receipts = _probed(subject, owner, second)
+            again, receipts = probed(subject, owner, second)
         need_applied(owner.apply(again, at(2), receipts=receipts))
     finally:
         owner.close()
     compare(subject, [*first, *second], "after the kill, when the next owner had gone on", once=subject.certain)
 
 
-def _probed(subject: Subject, owner: Owner, batch: Sequence[Intent]) -> tuple[list[Intent], dict[int, dict[str, Any]]]:
+def probed(subject: Subject, owner: Owner, batch: Sequence[Intent]) -> tuple[list[Intent], dict[int, dict[str, Any]]]:
     """What the participant says was not applied, which must be true."""
     opened = datetime.now(UTC) - timedelta(minutes=5)
     evidence = list(owner.participant.probe([Doubt(intent, opened, {}) for intent in batch]))

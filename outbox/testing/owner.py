@@ -1,7 +1,6 @@
 """An owner of a subject's lane: tells the participant what the reader would tell it, and nothing else.
 
-`python -m outbox.testing.owner MODULE CLASS HOME EPOCH` is one that is there to be killed: it applies the batch that it
-reads from stdin, and kills itself at the failpoint that OUTBOX_FAILPOINT names, or else when `apply` has returned.
+`kill` runs one in another process (`outbox.testing.victim`), which dies.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from outbox.intent import Intent
@@ -84,7 +81,7 @@ def kill(subject: Subject, epoch: int, batch: Sequence[Intent], position: Positi
     }
     words = [kind.__module__, kind.__qualname__, str(subject.home), str(epoch)]
     done = subprocess.run(
-        [sys.executable, "-m", "outbox.testing.owner", *words],
+        [sys.executable, "-m", "outbox.testing.victim", *words],
         input=json.dumps(message),
         env=environment,
         text=True,
@@ -97,23 +94,3 @@ def kill(subject: Subject, epoch: int, batch: Sequence[Intent], position: Positi
         raise Broken(f"its process was to be killed and ended with {done.returncode} ({said[-1] if said else ''})")
     if failpoint and done.stdout:
         raise Broken(f"applying a batch does not come to the failpoint {failpoint}")
-
-
-def _main(module: str, name: str, home: str, epoch: str) -> None:
-    message = json.loads(sys.stdin.read())
-    subject: Subject = getattr(import_module(module), name)(Path(home))
-    owner = Owner(subject, int(epoch), unclean=True)
-    participant = owner.participant
-    batch = [Intent(*values) for values in message["batch"]]
-    position = Position.parse(message["position"])
-    for start in range(0, len(batch), participant.batch_limit):
-        part = batch[start : start + participant.batch_limit]
-        if participant.records_attempts:
-            participant.known({intent.id: {} for intent in part})
-        participant.apply(part, position if part[-1] is batch[-1] else None)
-    print("applied", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

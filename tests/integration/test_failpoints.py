@@ -25,7 +25,7 @@ def test_failpoint_i1_i2_i3_i11_loses_and_repeats_nothing_when_killed_there(
 def test_failpoints_are_each_in_the_code_once_and_in_the_sweep() -> None:
     root = Path(failpoint.__file__).parent.parent
     sources = [*root.glob("outbox/**/*.py"), *root.glob("workers/**/*.py")]
-    hits = [name for source in sources for name in re.findall(r'\bhit\("([^"]+)"\)', source.read_text("utf-8"))]
+    hits = [name for source in sources for name in re.findall(r'(?<!\.)\bhit\("([^"]+)"\)', source.read_text("utf-8"))]
     assert sorted(hits) == sorted(failpoint.NAMES)
     assert {*WHERE, *ELSEWHERE} == set(failpoint.NAMES)
     for name, sweep in ELSEWHERE.items():

@@ -11,10 +11,11 @@ import pytest
 
 from outbox.errors import NotReady, Unavailable
 from outbox.participant import Doubt, Evidence, LaneView, Participant, TwoPhase, Verdict
-from tests.fixtures.mail import DOMAIN, mail_intent
+from tests.fixtures.mail import DOMAIN, Peer, mail_intent, participant
 from tests.fixtures.post import Post
 from tests.fixtures.postfix import Postfix, Sink
 from tests.fixtures.site import LIMIT, until
+from workers.evidence import NoEvidence
 from workers.heldmail import HeldMailParticipant, _cover
 from workers.hold import PROBE, HoldQueue
 from workers.relay import Relay
@@ -121,13 +122,9 @@ def test_hold_i1_withdraws_a_prepared_mail_and_says_so_again_when_killed(post: P
     post.say("release", {"token": kept})
     assert post.worker("--until-idle").wait(LIMIT) == 0
     until(lambda: post.arrived() == [0, 1], "the mail that was kept arrives")
-    assert post.site.admin.execute("select reason, error from outbox.parked").fetchall() == [
-        (
-            "poison",
-            "no mail is on hold under this token: it was withdrawn, or taken off hold by hand, or never prepared: "
-            "see what became of its prepare, then skip this intent",
-        )
-    ]
+    (parked,) = post.site.admin.execute("select reason, error from outbox.parked").fetchall()
+    assert parked[0] == "poison"
+    assert parked[1].startswith("no mail is on hold under this token")
 
 
 def test_hold_i10_waits_and_parks_nothing_while_postfix_is_stopped(post: Post) -> None:
@@ -199,6 +196,16 @@ def test_hold_i3_no_recipient_gets_a_mail_twice_when_copies_overlap() -> None:
     assert list(_cover([".0.5", ".1.1"])) == [".0.5", ".1.1"]
 
 
+@pytest.mark.parametrize("action", ["prepare", "release", "withdraw"])
+def test_hold_actions_are_poison_when_mail_does_not_go_on_hold(peer: Peer, action: str) -> None:
+    mail = participant(peer.url, NoEvidence())
+    outcomes = mail.apply([mail_intent(1)._replace(action=action), mail_intent(2)], None)
+    mail.close()
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.POISON, Verdict.APPLIED]
+    assert "OUTBOX_MAIL_EVIDENCE=hold:" in outcomes[0].error
+    assert len(peer.messages) == 1
+
+
 def test_hold_is_unavailable_when_the_port_does_not_hold(relay: Postfix) -> None:
     with pytest.raises(Unavailable, match=r"does not go on hold: .*static:HOLD"):
         held(relay, url=relay.url)
@@ -221,7 +228,7 @@ def test_hold_is_unavailable_when_queue_ids_are_used_again(relay: Postfix, tmp_p
 def test_hold_setting_names_a_configuration(relay: Postfix, tmp_path: Path) -> None:
     assert HoldQueue.named(relay.hold, "postsuper").config_directory == relay.etc
     for setting in ("hold:", "hold:relative", f"hold:{tmp_path}"):
-        with pytest.raises(NotReady, match="main.cf"):
+        with pytest.raises(NotReady, match=r"main\.cf"):
             HoldQueue.named(setting, "postsuper")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox import audit, decision
+from outbox import audit, decision, tick
 from outbox.intent import Intent
 from outbox.participant import Evidence, Outcome, Verdict
 from outbox.position import Position
@@ -93,6 +93,7 @@ def test_decision_skip_tries_nothing_that_is_to_be_skipped_too(bench: Bench, ope
     # One at a time, as with many: the worker may look in between.
     for number in reversed(ids[:4]):
         assert refusals(operator, "skip", number) == [None]
+        reader.decided()
         bench.drain(reader)
     assert bench.sink.effects == [("k", 4)]
 
@@ -129,6 +130,19 @@ def test_decision_skip_i3_holds_when_a_participant_is_restored_from_an_older_cop
 def reclaimed(bench: Bench) -> Any:
     bench.die()
     return bench.claim()
+
+
+def test_decision_tells_the_workers_and_a_refusal_does_not(
+    bench: Bench, operator: psycopg.Connection[Any], worker: psycopg.Connection[Any]
+) -> None:
+    bench.sink.fate["k"] = POISON
+    number = bench.emit("k")
+    bench.drain(bench.reader())
+    worker.execute(f"listen {tick.CHANNEL}")
+    assert refusals(operator, "applied", number) != [None]
+    assert refusals(operator, "retry", number) == [None]
+    heard = [notice.payload for notice in worker.notifies(timeout=LIMIT, stop_after=1)]
+    assert heard == [tick.DECIDED]
 
 
 # --------------------------------------------------------------------------------- against a worker's try
