@@ -21,7 +21,10 @@ from outbox.failpoint import hit
 from outbox.position import Position
 
 CHANNEL = "outbox_tick"
-"""The clock notifies on this channel after each tick; nobody else ever notifies."""
+"""The clock notifies on this channel after each tick with its number; nobody else does, but for operators."""
+
+DECIDED = "decided"
+"""What is notified instead of a tick's number when an operator has decided about parked intents."""
 
 REMEDY = "remove the participant's own data, so that it is rebuilt from this log"
 """What helps a participant whose position is not of this log, unless it knows better itself."""

@@ -129,6 +129,7 @@ class Shard:
         self._version = self._look()
 
     def _claim(self, *, begin_anew: bool) -> None:
+        hit("index.opened")
         # At once, not with the first documents: nothing of an owner before may come between.
         self._db.begin_transaction()
         self._db.set_metadata(EPOCH, str(self._epoch))
@@ -136,6 +137,7 @@ class Shard:
         if begin_anew:
             self._db.set_metadata(POSITION, "")
         self._db.commit_transaction()
+        hit("index.epoch")
         os.fsync(self._folder)
 
     @property

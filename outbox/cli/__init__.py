@@ -27,6 +27,9 @@ COMMANDS = {
     "migrate": "outbox.cli.migrate",
     "register": "outbox.cli.register",
     "status": "outbox.cli.status",
+    "why": "outbox.cli.why",
+    "parked": "outbox.cli.parked",
+    "audit": "outbox.cli.audit",
     "search": "outbox.cli.search",
 }
 
