@@ -20,8 +20,8 @@ from outbox.position import Position
 from tests.fixtures.power import Machine, Traffic
 from tests.fixtures.promises import indexed
 from tests.fixtures.site import LIMIT, until
-from workers.shard import POSITION, IndexParticipant
-from workers.shard import xapian
+from workers.index import IndexParticipant
+from workers.shard import POSITION, xapian
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
