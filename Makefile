@@ -66,6 +66,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 test-packages:
 	@missing=; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
+	PATH="$$PATH:/usr/sbin:/sbin" command -v mkfs.ext4 >/dev/null || missing="$$missing e2fsprogs"; \
+	command -v mount >/dev/null || missing="$$missing mount"; \
 	PATH="$$PATH:/usr/sbin" command -v postfix >/dev/null || missing="$$missing postfix"; \
 	PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || missing="$$missing pgbouncer"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
