@@ -51,8 +51,10 @@ class Connection(psycopg.Connection[Any]):
     pooled = False
 
     def wait(self, gen: PQGen[_Value], *args: Any, **more: Any) -> _Value:
-        """psycopg's wait, with an end."""
-        return super().wait(self._patiently(gen), *args, **more)
+        """psycopg's wait, with an end. Whoever waits for notifications has one of his own."""
+        if args or more:
+            return super().wait(gen, *args, **more)
+        return super().wait(self._patiently(gen))
 
     def _patiently(self, gen: PQGen[_Value]) -> PQGen[_Value]:
         # Here and not by SO_RCVTIMEO or TCP_USER_TIMEOUT: a proxy on the way confirms what it never hands on.
