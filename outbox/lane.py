@@ -63,6 +63,12 @@ def is_gone(where: str) -> bool:
     return _started(int(parts[3])) != parts[4]
 
 
+def owner_of(where: str | None) -> str:
+    """`where` for people: host:pid."""
+    parts = (where or "nobody").split("/")
+    return f"{parts[0]}:{parts[3]}" if len(parts) == 5 else parts[0]
+
+
 def _machine() -> tuple[str, str]:
     boot, namespace = "?", "?"
     with suppress(OSError):
@@ -129,6 +135,7 @@ class Lane:
         """Extend the lease by its full length, also one that has run out if nobody claimed it. Raises `Fenced`."""
         sent = now()
         self._must(conn.execute(sql.load("lane_renew"), {**self._me, "ttl": self.ttl}).fetchone())
+        hit("lane.renewed")
         self.deadline = sent + SAFE_SHARE * self.ttl
 
     def fence(self, conn: psycopg.Connection[Any]) -> None:
@@ -158,6 +165,7 @@ class Lane:
                 {**self._me, "state": state, "reason": reason, "clear_deaths": clear_deaths},
             ).fetchone()
         )
+        hit("lane.shown")
         self.state = state
         if clear_deaths:
             self.deaths = 0
@@ -165,10 +173,12 @@ class Lane:
     def suspect(self, conn: psycopg.Connection[Any], number: int) -> None:
         """After deaths: note the intent that the next batch begins with. Raises `Fenced`."""
         self._must(conn.execute(sql.load("lane_suspect"), {**self._me, "id": number}).fetchone())
+        hit("lane.suspected")
 
     def release(self, conn: psycopg.Connection[Any]) -> None:
         """Give the lane back. No error if it is gone already."""
         conn.execute(sql.load("lane_release"), self._me)
+        hit("lane.released")
 
 
 def stand(conn: psycopg.Connection[Any], target: str, lane: int) -> Position:
@@ -213,5 +223,6 @@ def claim(
     ).fetchone()
     if taken is None:
         return None
+    hit("lane.claimed")
     epoch, low, high, deaths, unclean = taken
     return Lane(target, lane, epoch, Slots(low, high), ttl, deaths, unclean, sent + SAFE_SHARE * ttl)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [
+pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
-    "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.proxy",
     "tests.fixtures.site",
-    # These import the ones above: later, or their asserts would be plain ones.
+    "tests.fixtures.tls",
+    "tests.fixtures.failpoints",
+    "tests.fixtures.postfix",
+    "tests.fixtures.post",
+    "tests.fixtures.receipts",
     "tests.fixtures.pgbouncer",
     "tests.fixtures.zombie",
 ]

@@ -111,7 +111,8 @@ class Drainer:
                     continue
                 if self._until_idle and reader.idle():
                     return
-                self._listen(conn)
+                if self._decided(conn):
+                    reader.decided()
         finally:
             # A failure to write the last position down is not an error: it is read again.
             with suppress(Exception):
@@ -120,13 +121,12 @@ class Drainer:
                 else:
                     reader.participant.close()
 
-    def _listen(self, conn: Connection) -> None:
-        """Until there may be something new."""
+    def _decided(self, conn: Connection) -> bool:
+        """Wait until there may be something new. → whether it is an operator's decision, as far as can be heard."""
         if conn.pooled:
             self._stop.wait(POLL)
-            return
-        for _ in conn.notifies(timeout=WAKE, stop_after=1):
-            pass
+            return False
+        return any(notice.payload == tick.DECIDED for notice in conn.notifies(timeout=WAKE, stop_after=1))
 
     def _wait(self, conn: Connection, lane: Lane, waits: int, error: Unavailable) -> None:
         """The circuit breaker: while the participant is down, wait with backoff and count nothing."""
@@ -155,26 +155,36 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
     house.join()
 
 
-def lanes_of(url: str, target: str) -> list[int]:
-    """The numbers of a target's lanes. Raises `NotReady` for a target that is not registered."""
+def lanes_of(url: str, target: str, lane: int | None = None) -> list[int]:
+    """The numbers of a target's lanes, or just `lane`. Raises `NotReady` for what is not registered."""
     with connect(url, name="worker") as conn:
         rows = conn.execute("select lane from outbox.lane where target = %s order by lane", (target,))
         found = [row[0] for row in rows]
         if not found:
             known = [row[0] for row in conn.execute("select target from outbox.participant order by target")]
             raise NotReady(f"no participant {target!r} is registered; there are: {', '.join(known)}")
-        return found
+        if lane is None:
+            return found
+        if lane not in found:
+            raise NotReady(f"{target} has no lane {lane}: it has {len(found)}, counted from 0 (`outbox register`)")
+        return [lane]
 
 
 def run(
-    settings: Settings, target: str, make: Callable[[], Participant], stop: threading.Event, *, until_idle: bool
+    settings: Settings,
+    target: str,
+    make: Callable[[], Participant],
+    stop: threading.Event,
+    *,
+    until_idle: bool,
+    lane: int | None = None,
 ) -> None:
-    """Drain all lanes of a target, each in a thread of its own if there are several."""
+    """Drain one lane of a target, or all of them, each in a thread of its own if there are several."""
     lanes: list[int] = []
     failures = 0
     while not lanes:
         try:
-            lanes = lanes_of(settings.database, target)
+            lanes = lanes_of(settings.database, target, lane)
         except Unreachable as error:
             failures += 1
             log.warning("%s: %s", target, error)

@@ -136,9 +136,12 @@ def test_reader_keeps_a_scheduled_intent_until_it_is_due(bench: Bench) -> None:
     bench.drain(reader)
     assert bench.sink.effects == [("k", "now")]
     assert bench.parked() == {"due": ["k"]}
+    assert reader.idle()
     bench.conn.execute("select set_config('outbox.fake_now', (now() + interval '2 h')::text, false)")
     reader.lane.deadline += 1e6
+    assert not reader.idle()
     bench.drain(reader)
+    assert reader.idle()
     assert bench.sink.effects == [("k", "now"), ("k", "later")]
     assert bench.parked() == {}
 
