@@ -110,18 +110,22 @@ def connect(url: str, *, name: str, check: bool = True, patience: float = PATIEN
     return conn
 
 
+def is_pooled(conn: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler stands before the server: it tells clients a process number of its own making."""
+    row = conn.execute("select pg_backend_pid()").fetchone()
+    return row is None or row[0] != conn.info.backend_pid
+
+
 def _set_up(conn: Connection) -> None:
-    pid, durable = conn.execute(
-        "select pg_backend_pid(), current_setting('synchronous_commit') not in ('off', 'local')"
-    ).fetchone() or (0, False)
-    # A pooler tells a process number of its own making.
-    conn.pooled = pid != conn.info.backend_pid
+    conn.pooled = is_pooled(conn)
     if not conn.pooled:
         conn.execute(_DURABLE)
         conn.execute(_SESSION, (str(round(conn.patience * 1000)),))
         return
     conn.prepare_threshold = None
-    if not durable:
+    if conn.execute(
+        "select from pg_settings where name = 'synchronous_commit' and setting in ('off', 'local')"
+    ).rowcount:
         user = conn.info.user
         raise NotReady(
             f"there is a pooler before the database, and commits of {user} don't wait for the disk: "
