@@ -28,9 +28,8 @@ PATIENCE = 600.0
 
 _Value = TypeVar("_Value")
 
-_DURABLE = """
-select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') in ('off', 'local')
-"""
+_NOT_DURABLE = "select where current_setting('synchronous_commit') in ('off', 'local')"
+_DURABLE = "select set_config('synchronous_commit', 'on', false)"
 _SESSION = """
 select set_config(name, value, false)
   from (values ('idle_in_transaction_session_timeout', %s), ('tcp_keepalives_idle', '10'),
@@ -118,14 +117,14 @@ def is_pooled(conn: psycopg.Connection[Any]) -> bool:
 
 def _set_up(conn: Connection) -> None:
     conn.pooled = is_pooled(conn)
+    durable = conn.execute(_NOT_DURABLE).fetchone() is None
     if not conn.pooled:
-        conn.execute(_DURABLE)
+        if not durable:
+            conn.execute(_DURABLE)
         conn.execute(_SESSION, (str(round(conn.patience * 1000)),))
         return
     conn.prepare_threshold = None
-    if conn.execute(
-        "select from pg_settings where name = 'synchronous_commit' and setting in ('off', 'local')"
-    ).rowcount:
+    if not durable:
         user = conn.info.user
         raise NotReady(
             f"there is a pooler before the database, and commits of {user} don't wait for the disk: "
