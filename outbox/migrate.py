@@ -33,8 +33,8 @@ def _config() -> Config:
 def upgrade(url: str) -> tuple[str | None, str | None]:
     """Migrate the database to the newest version. → the revision before and after.
 
-    Raises `NotReady` when the user lacks the rights or is behind a pooler, `DatabaseNewer` when the database is ahead of
-    this code.
+    Raises `NotReady` when the user lacks the rights or is behind a pooler, `DatabaseNewer` when the database is ahead
+    of this code.
     """
     engine = sa.create_engine("postgresql+psycopg://" + url.split("://", 1)[1], poolclass=NullPool)
     try:
