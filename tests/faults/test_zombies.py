@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 
 import pytest
 
@@ -56,6 +57,7 @@ def test_zombie_i3_i6_changes_nothing_when_it_wakes_after_a_takeover(house: Hous
     zombie.terminate()
     assert zombie.wait(LIMIT) == 0
     assert house.never_went_back()
+    assert house.effects(target) == Counter([*names, "last"])
 
 
 def test_zombie_i10_holds_nobody_up_when_it_is_killed_in_its_sleep(house: House) -> None:

@@ -85,21 +85,32 @@ def test_lane_i10_is_claimed_without_waiting_when_a_transaction_holds_its_row(be
     # Given: an owner that is gone, and whose last transaction is still there
     left = bench.claim()
     bench.die()
-    with psycopg.connect(worker_url) as conn, connect(worker_url, name="test", patience=1) as cut_off:
+    with psycopg.connect(worker_url) as conn:
         left.fence(conn)
 
-        # When, Then: nobody is kept waiting by it; and while it is there, nobody has the lane
+        # When, Then: nobody is kept waiting by it, and nobody has the lane before it is over
         assert lanes.claim(bench.conn, TARGET, 0, owner=uuid.uuid4()) is None
         conn.rollback()
+        assert lanes.claim(bench.conn, TARGET, 0, owner=uuid.uuid4()) is not None
 
-        # When: the transaction is a worker's that was cut off
-        with pytest.raises(psycopg.Error), cut_off.transaction():
-            left.fence(cut_off)
-            assert lanes.claim(bench.conn, TARGET, 0, owner=uuid.uuid4()) is None
 
-            # Then: the server ends it, and the lane is free
+def test_lane_i10_is_free_when_its_owner_was_cut_off_in_a_transaction(bench: Bench, worker_url: str) -> None:
+    # Given: a worker's connection, which the server has as much patience with as it has itself
+    with connect(worker_url, name="test", patience=90) as conn:
+        setting = "select current_setting('idle_in_transaction_session_timeout')::interval = '90 s'"
+        assert conn.execute(setting).fetchone() == (True,)
+        conn.execute("set idle_in_transaction_session_timeout = '1 s'")
+        left = bench.claim()
+        bench.die()
+
+        # When: it says nothing more in the middle of a transaction
+        with pytest.raises(psycopg.Error), conn.transaction():
+            left.fence(conn)
             until(lambda: lanes.claim(bench.conn, TARGET, 0, owner=uuid.uuid4()), "the lane can be claimed")
-            left.fence(cut_off)
+            left.fence(conn)
+
+        # Then: the server has ended it
+        assert conn.closed
 
 
 def test_lane_position_is_written_by_the_next_owner_when_the_last_one_died_before_it_could(bench: Bench) -> None:
@@ -127,8 +138,8 @@ def test_lane_position_is_written_by_the_next_owner_when_the_last_one_died_befor
 
 def test_connection_i10_is_lost_when_the_server_does_not_answer(worker_url: str, proxy: Proxy, database: str) -> None:
     # Given: a network that confirms what it never hands on
-    with connect(proxy.url("outbox_worker", database), name="test", patience=1) as conn:
-        assert conn.execute("select 1").fetchone() == (1,)
+    with connect(proxy.url("outbox_worker", database), name="test") as conn:
+        conn.patience = 1
         proxy.swallow()
 
         # When, Then
@@ -138,6 +149,8 @@ def test_connection_i10_is_lost_when_the_server_does_not_answer(worker_url: str,
 
 
 def test_connection_waits_for_notifications_longer_than_for_an_answer(worker_url: str) -> None:
-    with connect(worker_url, name="test", patience=0.2) as conn:
+    with connect(worker_url, name="test") as conn:
+        conn.patience = 0.2
         assert list(conn.notifies(timeout=0.6)) == []
+        conn.patience = 600
         assert conn.execute("select 1").fetchone() == (1,)
