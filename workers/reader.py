@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -91,13 +92,15 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean))
-        stand = lane.stand(self.conn)
+        check = partial(lane.check, self.conn)
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
+        # What is written is the lane's, and not where the participant is: its owner may have died in between.
+        stand = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
+            remedy = getattr(self.participant, "remedy", tick.REMEDY)
+            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
         self._move(stand)
-        self._written = stand
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
@@ -120,7 +123,7 @@ class Reader:
 
     def step(self) -> bool:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
-        self.lane.check()
+        self.lane.check(self.conn)
         worked = self._retry_parked()
         return self._drain() or worked
 
@@ -135,8 +138,8 @@ class Reader:
             return False
         self._note_empty(at_once=True)
         waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s "
-            "and (reason = 'retry' or retry_at <= outbox.now()) limit 1",
+            "select from outbox.parked where target = %s and slot between %s and %s and (reason = 'retry' "
+            "or reason = 'due' and (attempts > 0 or retry_at <= outbox.now())) limit 1",
             (self.lane.target, *self.lane.slots),
         ).fetchone()
         return waiting is None
@@ -194,6 +197,7 @@ class Reader:
                 parked.put(self.conn, aside)
                 if self.lane.deaths and aside[0].reason == "poison":
                     self.lane.show(self.conn, "draining", clear_deaths=True)
+            hit("reader.aside")
         if self.lane.deaths and ready:
             self.lane.suspect(self.conn, ready[0].id)
         outcomes = self._attempts.make(ready, after) if ready else []
@@ -205,6 +209,7 @@ class Reader:
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
         self._record(ready, outcomes, after)
+        hit("reader.recorded")
         self._move(after)
         self.participant.settle(ready)
         hit("reader.settled")
@@ -251,6 +256,7 @@ class Reader:
                 parked.put(self.conn, parkings)
             self._advance(after)
         if parkings and self.participant.keeps_position:
+            hit("reader.parked")
             # They are parked now, so its own position may pass them too.
             self.participant.apply([], after)
 
@@ -281,6 +287,7 @@ class Reader:
         taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
         if not taken:
             return False
+        hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
         if deadly := [Parking(n, "poison", t.attempts, error=_DEADLY) for n, t in taken.items() if t.deaths > DEATHS]:
             self._put(deadly)
@@ -290,7 +297,9 @@ class Reader:
         except Unavailable:
             # Not tried: give the attempt back.
             self._put(_untried(batch, taken))
+            hit("parked.returned")
             raise
+        hit("parked.applied")
         batch, untried = batch[: len(outcomes)], batch[len(outcomes) :]
         with self.conn.transaction():
             self.lane.fence(self.conn)
@@ -300,6 +309,7 @@ class Reader:
             if failed or untried:
                 parked.put(self.conn, failed + _untried(untried, taken))
             freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
+        hit("parked.recorded")
         self._blocked.difference_update(key for key, more in freed.items() if not more)
         self._blocked.update(i.key for i, o in pairs if o.verdict is not Verdict.APPLIED)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
@@ -313,6 +323,7 @@ class Reader:
         with self.conn.transaction():
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
+        hit("parked.promoted")
         self._blocked = parked.keys(self.conn, self.lane)
         self._skipped = parked.skipped(self.conn, self.lane)
 
