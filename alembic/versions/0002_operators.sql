@@ -155,7 +155,8 @@ begin
      where l.target = holder.target and l.lane = holder.lane;
   end if;
   -- An attempt that was recorded and whose worker died: the next owner asks what became of it.
-  if intent.reason <> 'in_doubt' and exists (select from outbox.receipt r where r.id = intent.id and r.state = 'open') then
+  if intent.reason <> 'in_doubt'
+     and exists (select from outbox.receipt r where r.id = intent.id and r.state in ('open', 'prepared')) then
     return 'what became of its last attempt is not known yet: its worker looks into that when it runs; look again';
   end if;
   return null;
