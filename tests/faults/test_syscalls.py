@@ -33,15 +33,9 @@ INDEX = {"write": WRITING, "pwrite64": WRITING, "rename": WRITING, "fdatasync": 
 BLOB = {"linkat": WRITING, "renameat": WRITING, "mkdirat": WRITING, "fsync": [KILL, FAILS], "unlinkat": [KILL, FAILS]}
 STAGE = {"write": WRITING, "fsync": [KILL, FAILS, FULL]}
 
-<<<<<<< HEAD
 #: What a lane says that waits for its participant's disk; anything else it may warn of is a fault.
 WAITS = re.compile(
     r"WARNING \w+/0: waits: the (index shard .* can't be (written|opened) |blob store's file system fails )"
-=======
-#: What a lane says that waits for its participant's disk.
-WAITS = re.compile(
-    r"WARNING \w+/0: waits: the (index shard .* can't be (written|opened) .*: see to its disk|blob store)"
->>>>>>> fence
 )
 
 
