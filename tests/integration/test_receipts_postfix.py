@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from outbox.participant import Doubt, Evidence, Verdict
+from tests.fixtures.dot import Proxy
 from tests.fixtures.mail import mail_intent, participant
 from tests.fixtures.postfix import Postfix
 from tests.fixtures.receipts import ADDRESS, Receipts
 from tests.fixtures.site import LIMIT, until
-from tests.integration.test_postfix import Proxy
 from workers.evidence import NoEvidence
 from workers.witness import Witness
 
