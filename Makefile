@@ -67,6 +67,7 @@ test-packages:
 	@missing=; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
 	PATH="$$PATH:/usr/sbin" command -v postfix >/dev/null || missing="$$missing postfix"; \
+	PATH="$$PATH:/usr/sbin:/sbin" command -v mkfs.ext4 >/dev/null || missing="$$missing e2fsprogs"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "make: tests that need$$missing are skipped: install them, or run as root on Debian" >&2; exit 0; fi; \
