@@ -13,7 +13,7 @@ What it may raise from any method:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -92,6 +92,12 @@ class LaneView(NamedTuple):
     epoch: int
     #: Whether the owner before went away without a word.
     unclean: bool
+    #: The first and the last slot of the lane's keys, of 0 … 16383. A participant that keeps its position
+    #: refuses data that were written under others: its position says nothing about the keys of these.
+    slots: tuple[int, int] = (0, 16383)
+    #: Raises `Fenced` when the lane has another owner by now. The reader asks before each `apply`; a participant
+    #: whose effects can't be fenced where they are made asks before each of them, and lets the exception through.
+    check: Callable[[], None] = lambda: None
 
 
 @runtime_checkable

@@ -31,7 +31,6 @@ class Record(NamedTuple):
 
 def opened(conn: psycopg.Connection[Any], lane: Lane, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Record attempts. → what is known of each that may be made; one that is closed already is left out."""
-    lane.check()
     rows = conn.execute(
         sql.load("receipt_open"),
         {"target": lane.target, "lane": lane.lane, "epoch": lane.epoch, "ids": list(ids)},
@@ -47,7 +46,7 @@ def prepared(conn: psycopg.Connection[Any], lane: Lane, records: Sequence[Record
 
     One round trip. Raises `Fenced`: then nothing may be released.
     """
-    lane.check()
+    lane.check(conn)
     done = conn.execute(
         sql.load("receipt_prepare"),
         {"target": lane.target, "lane": lane.lane, "epoch": lane.epoch, **_columns(records)},

@@ -7,9 +7,12 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_DATABASE       postgresql://…  (what the process connects as: the application's or the worker's user)
     OUTBOX_INDEX          directory of the Xapian index
     OUTBOX_BLOBS          directory of the blob store
-    OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
-    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, hold:/etc/postfix, or none: how an attempt in doubt
-                          is decided
+    OUTBOX_SMTP           smtp://HOST:PORT, smtp+starttls://USER@HOST, smtps://USER@HOST or unix:/path/to/socket
+    OUTBOX_SMTP_PASSWORD_FILE  file with the password of the user in OUTBOX_SMTP
+    OUTBOX_SMTP_CA_FILE   certificates to trust instead of the system's
+    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, receipt:receipt@example.org, hold:/etc/postfix, or none:
+                          how an attempt in doubt is decided
+    OUTBOX_LMTP           lmtp://127.0.0.1:PORT or unix:/path: where `outbox work receipts` listens
     OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
@@ -31,10 +34,15 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
-Role = Literal["app", "worker", "admin"]
+Role = Literal["app", "worker", "operator", "admin"]
 
 #: Who connects to the embedded Postgres as what.
-_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+_EMBEDDED_USER: dict[Role, str] = {
+    "app": "app",
+    "worker": "outbox_worker",
+    "operator": "outbox_operator",
+    "admin": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +55,16 @@ class Settings:
     index: Path | None
     #: Directory of the blob store; None if nothing says where it is.
     blobs: Path | None
-    #: `smtp://HOST:PORT` or `unix:/path`.
+    #: `smtp://HOST:PORT`, with TLS and a user as in `workers.relay`, or `unix:/path`.
     smtp: str
-    #: `maildir:/path`, `postfix:/etc/postfix`, `hold:/etc/postfix` or `none`.
+    #: File with the password of the user in `smtp`.
+    smtp_password_file: Path | None = None
+    #: File of PEM certificates to trust instead of the system's.
+    smtp_ca_file: Path | None = None
+    #: `maildir:/path`, `postfix:/etc/postfix`, `receipt:receipt@example.org`, `hold:/etc/postfix` or `none`.
     mail_evidence: str = "none"
+    #: Where the server for receipts listens: `lmtp://127.0.0.1:PORT` or `unix:/path`.
+    lmtp: str = "lmtp://127.0.0.1:2424"
     #: How `postsuper` is run, such as `sudo -n /usr/sbin/postsuper`.
     postsuper: str = "postsuper"
     #: Right-hand side of Message-IDs and envelope senders.
@@ -86,6 +100,9 @@ class Settings:
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
             blobs=_path(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
+            smtp_password_file=_path(env.get("OUTBOX_SMTP_PASSWORD_FILE")),
+            smtp_ca_file=_path(env.get("OUTBOX_SMTP_CA_FILE")),
+            lmtp=env.get("OUTBOX_LMTP") or "lmtp://127.0.0.1:2424",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
             postsuper=env.get("OUTBOX_POSTSUPER") or "postsuper",

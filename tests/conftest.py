@@ -12,9 +12,16 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
     "tests.fixtures.postgres",
+    "tests.fixtures.proxy",
     "tests.fixtures.site",
+    "tests.fixtures.tls",
+    "tests.fixtures.failpoints",
     "tests.fixtures.postfix",
     "tests.fixtures.post",
+    "tests.fixtures.receipts",
+    "tests.fixtures.hostile",
+    "tests.fixtures.pgbouncer",
+    "tests.fixtures.zombie",
 ]
 
 

@@ -113,6 +113,7 @@ class Attempts:
         with self._conn.transaction():
             self._lane.fence(self._conn)
             receipt.record(self._conn, partial, [i.id for i in intents if not self._known.get(i.id)])
+        hit("receipt.returned")
 
     def resolve(self) -> list[Intent]:
         """Ask the participant what became of what earlier owners left open. → what nothing can tell about.
@@ -139,6 +140,7 @@ class Attempts:
         with self._conn.transaction():
             self._lane.fence(self._conn)
             receipt.record(self._conn, records, without_effect)
+        hit("receipt.resolved")
         logger.info("%s: of %d attempts in doubt, %d are still", self._lane, len(doubts), len(unknown))
         return unknown
 
@@ -146,6 +148,7 @@ class Attempts:
         """Apply; if that raises, halve until the intent that raises is alone, and let the others through."""
         if not batch:
             return []
+        self._lane.check(self._conn)
         try:
             return list(self._participant.apply(batch, position))
         except (Fenced, Unavailable, NotThisLog, psycopg.OperationalError):

@@ -34,6 +34,7 @@ from workers.envelope import TOKEN, WHOLE, Envelope, part_bits
 from workers.evidence import Finding
 from workers.hold import QUEUE_ID, Copies, HoldQueue
 from workers.mail import MailParticipant, Progress
+from workers.relay import Relay
 
 _GONE = "no mail is on hold under this token: it was withdrawn, or taken off hold by hand, or never prepared"
 
@@ -41,9 +42,9 @@ _GONE = "no mail is on hold under this token: it was withdrawn, or taken off hol
 class HeldMailParticipant(MailParticipant):
     """See `outbox.participant.Participant` and `TwoPhase`."""
 
-    def __init__(self, smtp_url: str, hold: HoldQueue, domain: str, *, timeout: float = 30.0) -> None:
-        """`smtp_url` is that of a port whose mail goes on hold in the Postfix of `hold`."""
-        super().__init__(smtp_url, hold, domain, timeout=timeout)
+    def __init__(self, relay: Relay | str, hold: HoldQueue, domain: str, *, timeout: float = 30.0) -> None:
+        """`relay` is a port whose mail goes on hold in the Postfix of `hold`, or its URL."""
+        super().__init__(relay, hold, domain, timeout=timeout)
         self._hold = hold
         #: Tokens of which there may be more copies than one.
         self._copied: set[str] = set()

@@ -119,6 +119,9 @@ class HoldQueue:
                 found.setdefault(match["token"], {}).setdefault(match["part"], []).append(message["queue_id"])
         return found
 
+    def recipient(self, token: str, part: str) -> str | None:
+        """Found without."""
+
     def ours(self) -> dict[str, int]:
         """Queue ids on hold of mails of ours → when they came, in seconds since 1970."""
         listed = self._listed()

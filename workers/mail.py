@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,7 +33,8 @@ from outbox.participant import Doubt, Evidence, Item, LaneView, Outcome, Verdict
 from outbox.position import Position
 from workers.envelope import Envelope
 from workers.evidence import Finding, MailEvidence
-from workers.smtp import SmtpSession, Submission, smtp_target
+from workers.relay import Relay
+from workers.smtp import SmtpSession, Submission
 
 logger = logging.getLogger("outbox.mail")
 
@@ -119,22 +120,24 @@ class MailParticipant:
     records_attempts = True
     keeps_position = False
 
-    def __init__(self, smtp_url: str, evidence: MailEvidence, domain: str, *, timeout: float = 30.0) -> None:
-        """`smtp_url` is `smtp://HOST:PORT` or `unix:/path`; `domain` is what the sessions are named under."""
-        self._target = smtp_target(smtp_url)
+    def __init__(self, relay: Relay | str, evidence: MailEvidence, domain: str, *, timeout: float = 30.0) -> None:
+        """`relay` is the server, or its URL; `domain` is what the sessions are named under."""
+        self._relay = Relay.read(relay) if isinstance(relay, str) else relay
         self._domain = message_domain(domain)
         self._timeout = timeout
         self._evidence = evidence
-        self._session = SmtpSession(self._target, f"mail-0-0.{self._domain}", timeout=timeout)
+        self._session = SmtpSession(self._relay, f"mail-0-0.{self._domain}", timeout=timeout)
         self._known: Mapping[int, Mapping[str, Any]] = {}
         self._drops: Counter[int] = Counter()
+        self._check: Callable[[], None] = lambda: None
 
     def open(self, lane: LaneView) -> None:
         """Open the lane's session. Raises `Unavailable`."""
         self._session.close()
+        self._check = lane.check
         # By this name the embedded server ends the session of the lane's owner before, and refuses a stale one.
         name = f"mail-{lane.lane}-{lane.epoch}.{self._domain}"
-        self._session = SmtpSession(self._target, name, timeout=self._timeout)
+        self._session = SmtpSession(self._relay, name, timeout=self._timeout)
         self._session.connect()
         self._evidence.check()
 
@@ -149,8 +152,8 @@ class MailParticipant:
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - the protocol's
         """Send the mails of `batch`; fewer outcomes than intents if the connection is lost on the way.
 
-        Raises `Unavailable` if nothing was tried. Never anything else, because the reader would try the whole
-        batch again, and some of it may have been sent.
+        Raises `Unavailable` if nothing was tried, `Fenced`. Never anything else, because the reader would try the
+        whole batch again, and some of it may have been sent.
         """
         self._session.connect()
         outcomes: list[Outcome] = []
@@ -159,6 +162,8 @@ class MailParticipant:
             if intent.key in failed:
                 outcomes.append(Outcome(Verdict.BLOCKED))
                 continue
+            # A mail server knows no epochs: whoever was suspended finishes the message in hand, and no other.
+            self._check()
             try:
                 outcome, same = self._send(intent)
             except Unavailable:
@@ -246,8 +251,13 @@ class MailParticipant:
         todo = envelope.split(progress.left(envelope))
         while todo:
             numbers = todo.pop(0)
-            sender = envelope.sender(envelope.part(numbers))
-            taken = self._session.submit(sender, [envelope.recipients[n] for n in numbers], envelope.data)
+            part = envelope.part(numbers)
+            taken = self._session.submit(
+                envelope.sender(part),
+                [envelope.recipients[n] for n in numbers],
+                envelope.data,
+                receipt=self._evidence.recipient(envelope.token, part),
+            )
             if taken.queue_id is not None:
                 hit("mail.submitted")
             if willing := progress.add(numbers, taken):

@@ -18,7 +18,8 @@ from tests.fixtures.site import LIMIT, until
 from workers.evidence import NoEvidence
 from workers.heldmail import HeldMailParticipant, _cover
 from workers.hold import PROBE, HoldQueue
-from workers.smtp import SmtpSession, smtp_target
+from workers.relay import Relay
+from workers.smtp import SmtpSession
 
 pytestmark = pytest.mark.root
 
@@ -168,7 +169,7 @@ def test_hold_i3_adopts_one_of_several_copies_and_withdraws_the_others(relay: Po
     sink.messages.clear()
     intent = mail_intent(1, "ann@sink.test")
     token = intent.payload["token"]
-    session = SmtpSession(smtp_target(relay.hold_url), "late.outbox.test")
+    session = SmtpSession(Relay.read(relay.hold_url), "late.outbox.test")
     session.connect()
     for _ in range(2):
         session.submit(f"b+{token}@{DOMAIN}", ["ann@sink.test"], intent.payload["message"].encode())

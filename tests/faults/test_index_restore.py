@@ -1,0 +1,90 @@
+"""Postgres restored to an earlier time, from a copy of its files: an index of the lost future is not written on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from outbox import migrate, status
+from tests.fixtures.site import LIMIT, Site, until
+from tests.integration.test_index_shards import digests, drain, due, reason
+from workers.postgres import DATABASE, Postgres
+
+
+@pytest.fixture
+def own_server() -> Iterator[Postgres]:
+    home = Path(tempfile.mkdtemp(prefix="ob-"))
+    home.chmod(0o755)
+    server = Postgres(home / "pg", home / "run")
+    try:
+        server.init()
+        server.start()
+        server.provide()
+        migrate.upgrade(server.url(database=DATABASE))
+        yield server
+    finally:
+        if server.pid():
+            server.stop("immediate")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.root
+def test_index_i1_i2_i8_stops_at_a_restored_log_and_is_filled_again_as_the_status_says(
+    own_server: Postgres, tmp_path: Path
+) -> None:
+    server, copy = own_server, own_server.data.with_name("copy")
+
+    def connected() -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(server.url(database=DATABASE), autocommit=True)
+
+    # Given: an index, and a copy of the database's files from before its last intents
+    with connected() as admin:
+        site = Site(server.url("outbox_worker", DATABASE), admin, tmp_path)
+        clock = site.start("clock")
+        site.emit("early")
+        drain(site)
+        clock.terminate()
+        clock.wait(LIMIT)
+    server.stop("fast")
+    subprocess.run(["cp", "-a", server.data, copy], check=True)
+    server.start()
+    server.wait()
+    with connected() as site.admin:
+        clock = site.start("clock")
+        for _ in range(3):  # claimed more often than the copy knows
+            site.emit("lost")
+            drain(site)
+        clock.terminate()
+        clock.wait(LIMIT)
+    server.stop("fast")
+
+    # When: Postgres is restored, and goes on
+    shutil.rmtree(server.data)
+    copy.rename(server.data)
+    server.start()
+    server.wait()
+    with connected() as site.admin:
+        site.emit("late")
+        site.start("clock")
+        worker = site.start("index")
+
+        # Then: the lane stops before anything is written, and the status says what to do
+        stopped = until(partial(reason, site), "the lane is stopped")
+        assert "restored to an earlier time" in stopped
+        shard = site.home / "index" / "00"
+        assert any(f"mv {shard} {shard}.refused" in warning for warning in status.read(site.admin).warnings())
+        assert set(digests(site)) == {"early", "lost"}
+
+        # And: done so, the same worker goes on by itself, and there is no ghost of the lost time
+        subprocess.run(["mv", shard, f"{shard}.refused"], check=True)
+        until(lambda: digests(site) == due(site), "it is filled again")
+        assert set(digests(site)) == {"early", "late"}
+        assert worker.poll() is None
+        site.close()
