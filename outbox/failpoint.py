@@ -12,6 +12,7 @@ import signal
 
 #: Every failpoint, in the order of an intent's life. A name that isn't here can't be hit.
 NAMES = (
+    "blob.uploaded",
     "blob.staged",
     "session.appended",
     "tick.taken",
@@ -19,6 +20,8 @@ NAMES = (
     "index.documents",
     "index.committed",
     "blob.linked",
+    "blob.copied",
+    "blob.marked",
     "blob.published",
     "mail.submitted",
     "reader.applied",

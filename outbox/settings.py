@@ -6,7 +6,8 @@ stack with no configuration, and one variable replaces each part by the real ser
 
     OUTBOX_DATABASE       postgresql://…  (what the process connects as: the application's or the worker's user)
     OUTBOX_INDEX          directory of the Xapian index
-    OUTBOX_BLOBS          directory of the blob store
+    OUTBOX_BLOBS          directory of the blob store, or s3://BUCKET/PREFIX
+    OUTBOX_S3_ENDPOINT    http(s)://HOST:PORT of an S3 server that is not Amazon's
     OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
     OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
@@ -20,7 +21,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from outbox.errors import NotReady, StateVersion
 
@@ -30,6 +31,8 @@ STATE_FORMAT = 1
 STATE_FILE = "state.json"
 
 Role = Literal["app", "worker", "admin"]
+
+Place = TypeVar("Place", bound=Path | str)
 
 #: Who connects to the embedded Postgres as what.
 _EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
@@ -43,8 +46,8 @@ class Settings:
     database: str
     #: Directory of the Xapian index; None if nothing says where it is.
     index: Path | None
-    #: Directory of the blob store; None if nothing says where it is.
-    blobs: Path | None
+    #: Directory of the blob store, or `s3://BUCKET/PREFIX`; None if nothing says where it is.
+    blobs: Path | str | None
     #: `smtp://HOST:PORT` or `unix:/path`.
     smtp: str
     #: `maildir:/path`, `postfix:/etc/postfix` or `none`.
@@ -53,6 +56,8 @@ class Settings:
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
     ttl: float = 15.0
+    #: `http(s)://HOST:PORT` of the S3 server; None: Amazon's, or what boto3's own configuration says.
+    s3_endpoint: str | None = None
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -80,24 +85,34 @@ class Settings:
         return cls(
             database=database,
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
-            blobs=_path(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
+            blobs=_place(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
+            s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
         )
 
 
-def required(path: Path | None, variable: str) -> Path:
+def required(path: Place | None, variable: str) -> Place:
     """`path`, or `NotReady` with the variable to set: a directory is never invented beside a named database."""
     if path is None:
         raise NotReady(f"{variable} is not set, and there is no state directory: say where it is")
     return path
 
 
+def is_bucket(place: Path | str) -> bool:
+    """Whether it is the URL of a bucket, and not a directory."""
+    return isinstance(place, str) and place.startswith("s3:")
+
+
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
+
+
+def _place(text: str | None) -> Path | str | None:
+    return text if text and is_bucket(text) else _path(text)
 
 
 def _seconds(text: str) -> float:

@@ -13,15 +13,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from outbox import sql, tick
-from outbox.database import Unreachable, connect
+from outbox.database import connect
+from outbox.errors import OutboxError
 from outbox.lane import Lane
+from outbox.settings import Settings
+from outbox.store import Store, open_store
 from outbox.tick import new_nonce
+from workers.sweeper import sweep
 
 log = logging.getLogger("outbox.clock")
 
@@ -91,9 +94,10 @@ class Clock:
 class Housekeeping:
     """A thread that does a round every few seconds until `stop` is set."""
 
-    def __init__(self, url: str, blobs: Path | None, stop: threading.Event) -> None:
-        self._url = url
-        self._blobs = blobs
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings = settings
+        self._store: Store | None = None
+        self._sweep_at = 0.0
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -107,9 +111,9 @@ class Housekeeping:
         conn: psycopg.Connection[Any] | None = None
         while not self._stop.wait(HOUSE_EVERY):
             try:
-                conn = conn or connect(self._url, name="housekeeping", check=False)
-                keep_house(conn, self._blobs)
-            except (psycopg.Error, Unreachable, OSError) as error:
+                conn = conn or connect(self._settings.database, name="housekeeping", check=False)
+                keep_house(conn, self._blobs())
+            except (psycopg.Error, OSError, OutboxError) as error:
                 log.warning("housekeeping put off: %s", type(error).__name__)
                 if conn is not None:
                     conn.close()
@@ -117,16 +121,21 @@ class Housekeeping:
         if conn is not None:
             conn.close()
 
+    def _blobs(self) -> Store | None:
+        """The store, when a sweep is due. None where blobs are on another machine."""
+        if self._settings.blobs is None or time.monotonic() < self._sweep_at:
+            return None
+        self._store = self._store or open_store(self._settings)
+        self._sweep_at = time.monotonic() + self._store.sweep_every
+        return self._store
 
-def keep_house(conn: psycopg.Connection[Any], blobs: Path | None) -> None:
+
+def keep_house(conn: psycopg.Connection[Any], blobs: Store | None) -> None:
     """One round. Each part is a transaction of its own, and may be killed anywhere."""
     conn.execute("select outbox.add_partitions()")
     conn.execute(sql.load("tick_thin"), {"age": TICK_AGE})
     conn.execute(sql.load("position_thin"))
-    if blobs is not None and blobs.is_dir():
-        from outbox.blob import BlobStore  # noqa: PLC0415 - not needed where blobs are on another machine
-        from workers.sweeper import sweep  # noqa: PLC0415
-
+    if blobs is not None:
         row = conn.execute("select log from outbox.identity").fetchone()
         if row is not None:
-            sweep(conn, BlobStore(blobs), log=row[0], trash_age=TRASH_AGE)
+            sweep(conn, blobs, log=row[0], trash_age=TRASH_AGE)

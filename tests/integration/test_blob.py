@@ -24,7 +24,7 @@ from outbox.blob import BlobStore, Staged
 from outbox.errors import Fenced, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, Item, LaneView, Participant, Verdict
-from workers import blob
+from workers import publication
 from workers.blob import BlobParticipant
 
 LOG = "0123456789abcdef"
@@ -55,7 +55,7 @@ def stage(store: BlobStore, content: bytes = b"content") -> Staged:
 
 
 def put(id_: int, staged: Staged, **changes: Any) -> Intent:
-    return Intent.make("blob", "put", staged.digest, {**BlobStore.payload(staged), **changes})._replace(id=id_)
+    return Intent.make("blob", "put", staged.digest, {**staged.payload(), **changes})._replace(id=id_)
 
 
 def delete(id_: int, digest: str) -> Intent:
@@ -268,7 +268,7 @@ def test_blob_i6_owner_of_a_stale_epoch_changes_nothing(store: BlobStore) -> Non
 def test_blob_i6_takeover_waits_for_an_owner_suspended_in_its_links(
     store: BlobStore, participant: BlobParticipant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blob, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(publication, "LOCK_WAIT", 0.05)
     with (store.directory / "lanes" / "blob-0").open() as suspended:
         fcntl.flock(suspended, fcntl.LOCK_EX)
         with pytest.raises(Unavailable, match="suspended"):
@@ -289,7 +289,7 @@ store = BlobStore(sys.argv[1])
 participant = BlobParticipant(store)
 participant.open(LaneView("blob", 0, int(sys.argv[2]), unclean=False))
 staged = store.stage(b"content", xid=7, log="0123456789abcdef")
-intent = Intent.make("blob", "put", staged.digest, store.payload(staged))._replace(id=1)
+intent = Intent.make("blob", "put", staged.digest, staged.payload())._replace(id=1)
 print(intent.body, flush=True)
 print(participant.apply([intent], None)[0].verdict.value, flush=True)
 participant.settle([intent])

@@ -49,7 +49,7 @@ def stage(app: Connection, store: BlobStore, log: str, content: bytes = b"conten
 
 
 def emit(app: Connection, staged: Staged, target: str = "blob", payload: Any = None) -> int:
-    body = json.dumps(payload or BlobStore.payload(staged))
+    body = json.dumps(payload or staged.payload())
     return int(one(app, "select outbox.emit(%s, 'put', %s, %s::jsonb)", target, staged.digest, body))
 
 
@@ -211,7 +211,7 @@ def test_sweeper_keeps_what_a_saga_or_another_participant_names(
     worker: Connection, admin: Connection, app: Connection, store: BlobStore, log: str
 ) -> None:
     deep = stage(app, store, log)
-    emit(app, deep, "mail", {"steps": [1, "two", {"input": BlobStore.payload(deep)}], "stage": 3})
+    emit(app, deep, "mail", {"steps": [1, "two", {"input": deep.payload()}], "stage": 3})
     app.commit()
     other = stage(app, store, log)
     emit(app, other, "mail")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from outbox.blob import CHUNK, Blob, BlobMissing, BlobStore, Staged
+from outbox.blob import Blob, BlobMissing, BlobStore, Staged
 from outbox.errors import BlobRefused
+from outbox.source import CHUNK
 from workers.publication import Publication
 
 LOG = "0123456789abcdef"
@@ -259,7 +260,7 @@ def test_deleting_again_under_the_same_name_does_delete(store: BlobStore) -> Non
     for _ in range(2):
         publish(store, staged)
         with Publication(store) as publication:
-            assert publication.delete(staged.digest, epoch=1, id=5)
+            publication.delete(staged.digest, epoch=1, id=5)
             publication.sync()
         assert not store.exists(staged.digest)
     assert os.listdir(store.directory / "trash") == [f"1-5-{staged.digest}"]
@@ -269,6 +270,6 @@ def test_deleting_again_under_the_same_name_does_delete(store: BlobStore) -> Non
 
 def test_payload_names_the_stage_and_the_metadata(store: BlobStore) -> None:
     staged = stage(store)
-    assert store.payload(staged, name="a.pdf", type="application/pdf") == {
+    assert staged.payload(name="a.pdf", type="application/pdf") == {
         "digest": staged.digest, "size": 7, "stage": staged.stage, "name": "a.pdf", "type": "application/pdf"
     }  # fmt: skip
