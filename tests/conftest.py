@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.site",
+    "tests.fixtures.s3",
 ]
 
 
