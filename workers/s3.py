@@ -104,7 +104,7 @@ class BucketPublisher:
         """There is nothing to let go of."""
 
     def _mark(self, digest: str, change: str) -> None:
-        """Let the sweeper look at a blob later. Before the change, or a crash would leave what it never finds."""
+        """Let the sweeper look at a blob when its trash is old enough."""
         self._store.bucket.put(f"trash/{change}-{digest}", b"")
 
     def _version(self, digest: str) -> str:

@@ -8,15 +8,17 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outbox.blob import Blob, BlobMissing, BlobStore, Staged
-from outbox.errors import BlobRefused
+from outbox.errors import BlobRefused, OutboxError
+from outbox.participant import LaneView
 from outbox.source import CHUNK
-from workers.publication import Publication
+from workers.publication import DirectoryPublisher, Publication
 
 LOG = "0123456789abcdef"
 
@@ -230,6 +232,46 @@ def test_symbolic_links_in_the_store_are_not_followed(store: BlobStore, tmp_path
     (store.directory / "staging").symlink_to(tmp_path)
     with pytest.raises(BlobRefused):
         stage(store)
+
+
+@pytest.mark.parametrize("place", ["staging", "objects", "objects/ed", "trash", "lanes", "lanes/blob-0"])
+def test_links_planted_in_the_store_lead_nowhere(store: BlobStore, tmp_path: Path, place: str) -> None:
+    # Given: a published blob, a staged one, and a link out of the store in the place of one of its folders or files
+    published, staged = stage(store, b"content"), stage(store, b"other")
+    publish(store, published)
+    assert published.digest.startswith("ed")
+    store.directory.joinpath(place).parent.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        store.directory.joinpath(place).rename(tmp_path / "moved")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in (published.digest, staged.digest, staged.stage, "blob-0", "ed"):
+        (outside / name).write_bytes(b"outside")
+    target = outside / "blob-0" if place == "lanes/blob-0" else outside
+    store.directory.joinpath(place).symlink_to(target)
+    before = {path.name: (path.read_bytes(), path.stat().st_nlink) for path in outside.iterdir()}
+
+    # When: everything is tried that opens, makes, links, renames or removes
+    def delete() -> None:
+        with Publication(store) as publication:
+            publication.delete(published.digest, epoch=1, id=5)
+
+    for attempt in (
+        lambda: stage(store),
+        lambda: publish(store, staged),
+        lambda: publish(store, published),
+        delete,
+        lambda: store.open(published.digest).close(),
+        lambda: list(store.inventory()),
+        lambda: list(store.stages()),
+        lambda: store.remove_stage(staged.stage),
+        lambda: store.purge_trash(0),
+        lambda: DirectoryPublisher(store, LaneView("blob", 0, 7, unclean=False)).close(),
+    ):
+        with suppress(OSError, OutboxError):
+            attempt()
+    # Then: nothing outside has changed, nor got another name
+    assert {path.name: (path.read_bytes(), path.stat().st_nlink) for path in outside.iterdir()} == before
 
 
 def test_a_link_in_the_place_of_an_object_is_replaced_by_the_blob(store: BlobStore, tmp_path: Path) -> None:
