@@ -264,10 +264,12 @@ def test_s3_nothing_but_digests_and_stages_become_keys(s3: S3Store, name: str) -
 
 @both
 def test_s3_i6_late_requests_of_a_stale_owner_change_nothing(s3: S3Store) -> None:
-    # Given: an owner with a put, a delete and a put in hand, who is suspended before he sends anything
+    # Given: an owner who has made more changes than his successor will, and is suspended with a delete in hand
     first, second, other = stage(s3), stage(s3), stage(s3, b"other")
     digest = first.digest
     old = opened(s3, epoch=4)
+    for number in range(10):
+        verdicts(old, delete(100 + number, other.digest))
     new = opened(s3, epoch=5)
     assert old._publisher is not None
     with pytest.raises(Fenced, match="epoch 5"):
