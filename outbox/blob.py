@@ -83,6 +83,15 @@ class Stage(NamedTuple):
     xid: int
 
 
+class Findings(NamedTuple):
+    """What a look at a store has shown, in sentences."""
+
+    #: What blobs can't do without.
+    lacks: list[str]
+    #: What is worse than it could be, and what follows from it.
+    warnings: list[str]
+
+
 class BlobStore:
     """A directory of blobs. Making the object does nothing yet; any number of threads may share it."""
 
@@ -106,6 +115,27 @@ class BlobStore:
         _sync_path(self.directory)
         _sync_path(self.directory.parent)
         self._made = True
+
+    def examine(self) -> Findings:
+        """Try what a store must be able to do: make, link and rename a file, and fsync. Leaves nothing behind."""
+        name = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.make()
+            with self.folder("staging") as staging, self.folder("objects") as objects, self.folder("trash") as trash:
+                try:
+                    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=staging))
+                    os.link(name, name, src_dir_fd=staging, dst_dir_fd=objects, follow_symlinks=False)
+                    os.rename(name, name, src_dir_fd=objects, dst_dir_fd=trash)
+                    for folder in (staging, objects, trash):
+                        os.fsync(folder)
+                finally:
+                    for folder in (staging, objects, trash):
+                        with suppress(FileNotFoundError):
+                            os.unlink(name, dir_fd=folder)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            return Findings([f"files can't be made, linked, renamed and synced in one file system ({reason})"], [])
+        return Findings([], [])
 
     # ------------------------------------------------------------------------------- the application's
 
