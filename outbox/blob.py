@@ -30,6 +30,7 @@ import re
 import stat
 import time
 import uuid
+from binascii import b2a_base64
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -37,14 +38,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from outbox.errors import BlobRefused, Permanent
-from outbox.source import Readable, Source
+from outbox.source import Readable, Source, reading
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOG = re.compile(r"[0-9a-f]{16}")
 _STAGE = re.compile(r"([0-9a-f]{16})-([1-9]\d{0,18})-[0-9a-f]{32}")
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Read-only for everyone: a blob is never changed once it is complete.
-_FILE_MODE = 0o440
+FILE_MODE = 0o440
 FOLDER_MODE = 0o750
 
 
@@ -71,6 +72,19 @@ class Staged(NamedTuple):
     def payload(self, *, name: str = "", type: str = "") -> dict[str, Any]:  # noqa: A002 - as in HTTP
         """The payload of the intent `blob` `put` (its key is the digest). `name` and `type` are metadata."""
         return {**self._asdict(), "name": name, "type": type}
+
+
+class Inline(NamedTuple):
+    """The bytes of a small blob, which travel in the intent instead of being staged."""
+
+    digest: str
+    size: int
+    content: bytes
+
+    def payload(self, *, name: str = "", type: str = "") -> dict[str, Any]:  # noqa: A002 - as in HTTP
+        """As `Staged.payload`."""
+        encoded = b2a_base64(self.content, newline=False).decode()
+        return {"digest": self.digest, "size": self.size, "bytes": encoded, "name": name, "type": type}
 
 
 class Stage(NamedTuple):
@@ -150,7 +164,7 @@ class BlobStore:
         the source can't be read, has another size, or the store can't hold it.
         """
         name = stage_name(log, xid)
-        with Source(source, size=size, limit=limit) as content:
+        with reading(source, size, limit) as content:
             try:
                 if not self._made:
                     self.make()
@@ -297,7 +311,7 @@ def check_stage(name: str) -> None:
 def _write(folder: int, name: str, content: Source) -> None:
     """Write a staged file and fsync it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(name, flags, _FILE_MODE, dir_fd=folder)
+    file = os.open(name, flags, FILE_MODE, dir_fd=folder)
     try:
         for piece in content:
             rest = memoryview(piece)

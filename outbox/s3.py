@@ -33,7 +33,7 @@ from outbox.blob import Blob, Findings, Stage, Staged, check_digest, check_stage
 from outbox.bucket import Bucket, Object
 from outbox.endpoint import Endpoint, probe
 from outbox.errors import BlobRefused, Unavailable
-from outbox.source import CHUNK, Readable, Source
+from outbox.source import CHUNK, Readable, Source, reading
 
 PART = 8 * CHUNK
 """Bytes of a part of an upload, and what staging needs of memory (twice). What is smaller goes in one request."""
@@ -80,7 +80,7 @@ class S3Store:
         """Copy `source` into the bucket; durable when it returns. As `BlobStore.stage`."""
         name = stage_name(log, xid)
         key = f"staging/{name}"
-        with Source(source, size=size, limit=limit) as content:
+        with reading(source, size, limit) as content:
             parts = _parts(content)
             first = next(parts)
             try:

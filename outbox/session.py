@@ -36,7 +36,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from outbox import sql
-from outbox.blob import Blob
+from outbox.blob import Blob, Inline, Staged
 from outbox.document import document
 from outbox.errors import IntentRefused, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
@@ -45,6 +45,7 @@ from outbox.log import append_one, append_parameters
 from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
 from outbox.settings import Settings
+from outbox.source import Source
 from outbox.store import Store, open_store
 
 _PENDING = "outbox.pending"
@@ -302,12 +303,19 @@ class BlobVerbs:
         """Store a file's bytes; they can be read once the transaction has committed and the worker has been there.
 
         The bytes are streamed into the store's staging folder and are durable there when this returns; the
-        commit decides whether they are published. `size`, if given, must be right. Raises `BlobRefused`.
+        commit decides whether they are published. Small ones travel in the intent (OUTBOX_BLOB_INLINE). `size`,
+        if given, must be right. Raises `BlobRefused`.
         """
-        staged = self.store.stage(source, xid=self._xid(session), log=self._identity(session), size=size)
-        hit("blob.staged")
-        self._outbox.emit(session, "blob", "put", staged.digest, staged.payload(name=name, type=type))
-        return Blob(staged.digest, staged.size)
+        made: Staged | Inline
+        with Source(source, size=size) as content:
+            small = content.whole(self._outbox.settings.blob_inline)
+            if small is not None:
+                made = Inline(content.digest, content.size, small)
+            else:
+                made = self.store.stage(content, xid=self._xid(session), log=self._identity(session))
+                hit("blob.staged")
+        self._outbox.emit(session, "blob", "put", made.digest, made.payload(name=name, type=type))
+        return Blob(made.digest, made.size)
 
     def delete(self, session: Session, digest: str) -> None:
         """Remove a blob. Others may name the same content: that is for the application to know."""

@@ -8,6 +8,7 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_INDEX          directory of the Xapian index
     OUTBOX_BLOBS          directory of the blob store, or s3://BUCKET/PREFIX
     OUTBOX_S3_ENDPOINT    http(s)://HOST:PORT of an S3 server that is not Amazon's
+    OUTBOX_BLOB_INLINE    bytes of a blob that travels in its intent; larger ones are staged
     OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
     OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
@@ -29,6 +30,9 @@ STATE_FORMAT = 1
 """Layout of the state directory. A directory of another format is refused, never converted in silence."""
 
 STATE_FILE = "state.json"
+
+INLINE_MOST = 45_000
+"""Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
 
 Role = Literal["app", "worker", "admin"]
 
@@ -58,6 +62,8 @@ class Settings:
     ttl: float = 15.0
     #: `http(s)://HOST:PORT` of the S3 server; None: Amazon's, or what boto3's own configuration says.
     s3_endpoint: str | None = None
+    #: Bytes of the largest blob that travels in its intent; 0: none does.
+    blob_inline: int = 0
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -92,6 +98,7 @@ class Settings:
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
+            blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
         )
 
 
@@ -123,6 +130,12 @@ def _seconds(text: str) -> float:
     if not 1.0 <= value <= 3600.0:
         raise NotReady(f"OUTBOX_TTL={text!r} is not a number of seconds between 1 and 3600: correct it")
     return value
+
+
+def _inline(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > INLINE_MOST:
+        raise NotReady(f"OUTBOX_BLOB_INLINE={text!r} is not a number of bytes up to {INLINE_MOST:,}: correct it")
+    return int(text)
 
 
 def _embedded_database(state: dict[str, Any], role: Role) -> str:

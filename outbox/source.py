@@ -12,15 +12,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import chain
 from typing import BinaryIO, Self
 
 from outbox.errors import BlobRefused
 
 CHUNK = 1024 * 1024
 """Bytes read, hashed and written at a time: what staging needs of memory, whatever the blob's size."""
-
-Readable = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
 class Source:
@@ -54,11 +53,26 @@ class Source:
             )
             self.expected = len(view)
         else:
+            assert not isinstance(source, Source)  # noqa: S101 - `reading` sees to that
             self._pieces = _read(self._file(source) if isinstance(source, str | os.PathLike) else source)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def whole(self, limit: int) -> bytes | None:
+        """All of the bytes, if they are `limit` at most; None otherwise, and nothing is lost by having looked."""
+        if not limit or (self.expected or 0) > limit:
+            return None
+        head, found = list[bytes | memoryview](), 0
+        for piece in self._pieces:
+            head.append(piece)
+            found += len(piece)
+            if found > limit:
+                self._pieces = chain(head, self._pieces)
+                return None
+        self._pieces = iter(head)
+        return b"".join(self)
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         for piece in self._pieces:
@@ -87,6 +101,14 @@ class Source:
             raise BlobRefused("the file to stage is a folder, a pipe or a device: give a plain file")
         self.expected = found.st_size
         return os.fdopen(file, "rb", buffering=0, closefd=False)
+
+
+Readable = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Source
+
+
+def reading(source: Readable, size: int | None, limit: int | None) -> AbstractContextManager[Source]:
+    """A source to iterate over; one that is open already stays open."""
+    return nullcontext(source) if isinstance(source, Source) else Source(source, size=size, limit=limit)
 
 
 def _read(source: BinaryIO) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """The participant `blob`: intents to publish and delete blobs, applied to the store.
 
-    put     key: the digest   payload: {"digest", "size", "stage", …}   publish the staged file
+    put     key: the digest   payload: {"digest", "size", "stage", …}   publish what was staged
+                              or       {"digest", "size", "bytes", …}   publish these bytes (base64)
     delete  key: the digest   payload: {}                               move the blob into the trash
 
 The reader calls it. Both actions can be made again harmlessly, so no attempt is recorded. They are durable
@@ -16,14 +17,16 @@ later ones of its key in the batch are blocked behind it.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import repeat
 from typing import Any, Protocol
 
-from outbox.blob import BlobStore, Staged, check_digest, is_stage
+from outbox.blob import BlobStore, Inline, Staged, check_digest, is_stage
 from outbox.errors import Permanent, Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
@@ -38,9 +41,9 @@ _BLOCKED = Outcome(Verdict.BLOCKED)
 class Publication(Protocol):
     """A batch of changes to the blobs that readers see. Each can be made again harmlessly."""
 
-    def put(self, staged: Staged) -> None:
-        """Publish what was staged. Raises `BlobMissing` if it is gone and the blob isn't published either,
-        `BlobRefused` if it is not what was staged."""
+    def put(self, content: Staged | Inline) -> None:
+        """Publish what was staged, or small bytes. Raises `BlobMissing` if it is gone and the blob isn't published
+        either, `BlobRefused` if it is not what was staged."""
 
     def delete(self, digest: str, *, epoch: int, id: int) -> None:  # noqa: A002 - the intent's
         """Move a blob into the trash; it may not be there."""
@@ -109,11 +112,11 @@ class BlobParticipant:
             for each in made:
                 outcomes.update(each)
         hit("blob.published")
-        self._stages.update(
-            (intent.id, _staged(intent).stage)
-            for intent in batch
-            if intent.action == "put" and outcomes[intent.id] is APPLIED
-        )
+        for intent in batch:
+            if intent.action == "put" and outcomes[intent.id] is APPLIED:
+                content = _content(intent)
+                if isinstance(content, Staged):
+                    self._stages[intent.id] = content.stage
         return [outcomes[intent.id] for intent in batch]
 
     def settle(self, batch: Sequence[Intent]) -> None:
@@ -131,7 +134,7 @@ class BlobParticipant:
     def _look(self, intent: Intent) -> Evidence:
         try:
             check_digest(intent.key)
-            wanted = None if intent.action == "delete" else _staged(intent).size
+            wanted = None if intent.action == "delete" else _content(intent).size
         except Permanent:
             return Evidence.NOT_APPLIED  # it can't be applied, and never was
         return Evidence.APPLIED if self.store.size(intent.key) == wanted else Evidence.NOT_APPLIED
@@ -171,7 +174,7 @@ def _one(publication: Publication, intent: Intent, epoch: int) -> Outcome:
     """Apply one intent; durable with its batch."""
     try:
         if intent.action == "put":
-            publication.put(_staged(intent))
+            publication.put(_content(intent))
         elif intent.action == "delete":
             check_digest(intent.key)
             publication.delete(intent.key, epoch=epoch, id=intent.id)
@@ -182,18 +185,30 @@ def _one(publication: Publication, intent: Intent, epoch: int) -> Outcome:
     return APPLIED
 
 
-def _staged(intent: Intent) -> Staged:
+def _content(intent: Intent) -> Staged | Inline:
     """What a put publishes. Raises `Permanent` when the payload doesn't say it."""
     payload = intent.payload
     if isinstance(payload, dict):
-        staged = Staged(payload.get("digest"), payload.get("size"), payload.get("stage"))  # type: ignore[arg-type]
+        digest, size, stage, text = (payload.get(name) for name in ("digest", "size", "stage", "bytes"))
         # A bool is an int to Python. The key is the digest, or two lanes could work on one blob.
-        if type(staged.size) is int and staged.size >= 0 and is_stage(staged.stage) and staged.digest == intent.key:
-            check_digest(staged.digest)
-            return staged
+        if type(size) is int and size >= 0 and isinstance(digest, str) and digest == intent.key:
+            check_digest(digest)
+            if isinstance(stage, str) and is_stage(stage):
+                return Staged(digest, size, stage)
+            if isinstance(text, str) and (content := _decoded(text)) is not None:
+                found = Inline(hashlib.sha256(content).hexdigest(), len(content), content)
+                if found[:2] == (digest, size):
+                    return found
     raise Permanent(
         f"intent {intent.id} is not a blob's put: its payload must be what outbox.blobs.put makes, its key the digest"
     )
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        return a2b_base64(text)
+    except ValueError:
+        return None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
-from outbox.blob import FOLDER, FOLDER_MODE, BlobMissing, BlobStore, Staged, check_digest, plain_size
+from outbox.blob import FILE_MODE, FOLDER, FOLDER_MODE, BlobMissing, BlobStore, Inline, Staged, check_digest, plain_size
 from outbox.errors import BlobRefused, Fenced, Unavailable
 from outbox.failpoint import hit
 from outbox.participant import LaneView
@@ -90,14 +90,37 @@ class Publication:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def put(self, staged: Staged) -> None:
-        """Publish a staged file, by a hard link.
+    def put(self, content: Staged | Inline) -> None:
+        """Publish a staged file, by a hard link, or small bytes.
 
         Raises `BlobMissing` when the staged file is gone and the blob isn't published either, `BlobRefused`
         when the staged file is not what was staged.
         """
+        folder = self._shelf(content.digest)
+        if isinstance(content, Inline):
+            self._write(folder, content)
+        else:
+            self._link(folder, content)
+
+    def _write(self, folder: int, inline: Inline) -> None:
+        digest, size, content = inline
+        if plain_size(folder, digest) == size:
+            return
+        name = f"new-{uuid.uuid4().hex}"  # left in the trash by a crash, it is purged
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(name, flags, FILE_MODE, dir_fd=self._trash)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(name, digest, src_dir_fd=self._trash, dst_dir_fd=folder)
+        self._undo.append(lambda: os.unlink(digest, dir_fd=folder))
+
+    def _link(self, folder: int, staged: Staged) -> None:
         digest, size, stage = staged
-        folder = self._shelf(digest)
         found = plain_size(self._staging, stage)
         if found is None:
             if plain_size(folder, digest) != size:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
-from outbox.blob import BlobMissing, Staged, check_digest
+from outbox.blob import BlobMissing, Inline, Staged, check_digest
 from outbox.bucket import COPY_WHOLE
 from outbox.errors import BlobRefused, Fenced, Unavailable
 from outbox.failpoint import hit
@@ -62,29 +62,35 @@ class BucketPublisher:
         self._check()
         yield self
 
-    def put(self, staged: Staged) -> None:
-        """Publish a staged object, by a copy on the server."""
-        digest, size, stage = staged
-        newest = self._store.newest(digest)
-        if newest is not None and not newest.deleted and newest.size == size:
+    def put(self, content: Staged | Inline) -> None:
+        """Publish a staged object, by a copy on the server, or small bytes."""
+        newest = self._store.newest(content.digest)
+        alive = newest is not None and not newest.deleted
+        if newest is not None and alive and newest.size == content.size:
             return
-        found = self._store.bucket.size(f"staging/{stage}")
-        if found is not None and found != size:
+        if isinstance(content, Staged):
+            self._check_stage(content)
+        if newest is not None and alive:
+            self._mark(content.digest, newest.number)  # a damaged one, which is replaced
+        version, metadata = self._version(content.digest), {"sha256": content.digest}
+        if isinstance(content, Inline):
+            self._store.bucket.put(version, content.content, Metadata=metadata)
+        elif not self._copy(content, version, metadata):
+            raise _gone()
+        hit("blob.copied")
+
+    def _check_stage(self, staged: Staged) -> None:
+        found = self._store.bucket.size(f"staging/{staged.stage}")
+        if found is None:
+            raise _gone()
+        if found != staged.size:
             raise BlobRefused(
                 "the staged object is not the one that was staged (another size): stage the bytes again in a new "
                 "transaction, then skip this intent"
             )
-        if newest is not None and not newest.deleted:
-            self._mark(digest, newest.number)  # a damaged one, which is replaced
-        if found is None or not self._copy(staged):
-            raise BlobMissing(
-                "the staged object is gone and the blob is not published: stage its bytes again in a new "
-                "transaction, then skip this intent"
-            )
-        hit("blob.copied")
 
-    def _copy(self, staged: Staged) -> bool:
-        source, version, metadata = f"staging/{staged.stage}", self._version(staged.digest), {"sha256": staged.digest}
+    def _copy(self, staged: Staged, version: str, metadata: dict[str, str]) -> bool:
+        source = f"staging/{staged.stage}"
         if staged.size > COPY_WHOLE and self._copies_parts:
             return self._store.bucket.copy_parts(source, version, staged.size, metadata)
         return self._store.bucket.copy(source, version, metadata)
@@ -121,3 +127,10 @@ class BucketPublisher:
                 f"{self._lane.epoch}: another worker has taken over (or the database was restored: then raise the "
                 f"lane's epoch to {known})"
             )
+
+
+def _gone() -> BlobMissing:
+    return BlobMissing(
+        "the staged object is gone and the blob is not published: stage its bytes again in a new transaction, then "
+        "skip this intent"
+    )

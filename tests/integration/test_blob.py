@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import hashlib
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from outbox.blob import BlobStore, Staged
+from outbox.blob import BlobStore, Inline, Staged
 from outbox.errors import Fenced, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, Item, LaneView, Participant, Verdict
@@ -157,6 +158,8 @@ def test_blob_stage_of_another_size_is_poison(store: BlobStore, participant: Blo
     "body",
     ["{}", "[]", "1e5000", "[" * 1200 + "]" * 1200, '{"digest": "../x", "size": 1, "stage": "y"}',
      '{"digest": "%s", "size": true, "stage": "%s"}', '{"digest": "%s", "size": -1, "stage": "%s"}',
+     '{"digest": "%s", "size": 7, "stage": null, "bytes": "Y29udGVudA"}', '{"digest": "%s", "size": 7, "bytes": 7}',
+     '{"digest": "%s", "size": 7, "bytes": "Y29udGVuZA=="}', '{"digest": "%s", "size": 6, "bytes": "Y29udGVudA=="}',
      '{"digest": "%s", "size": "7", "stage": "%s"}', '{"digest": "%s", "size": 7, "stage": "../objects/x"}'],
 )  # fmt: skip
 def test_blob_malformed_payload_is_poison(store: BlobStore, participant: BlobParticipant, body: str) -> None:
@@ -166,6 +169,31 @@ def test_blob_malformed_payload_is_poison(store: BlobStore, participant: BlobPar
     outcomes = participant.apply([put(1, staged)._replace(body=body)], None)
     assert outcomes[0].verdict is POISON
     assert staged.digest not in outcomes[0].error
+
+
+def test_blob_bytes_in_the_intent_are_published_without_a_stage(store: BlobStore, participant: BlobParticipant) -> None:
+    # Given: small bytes as the session writes them, and as SQL does, with line ends
+    content = os.urandom(1000)
+    digest = hashlib.sha256(content).hexdigest()
+    lines = base64.encodebytes(content).decode()
+    inline = Intent.make("blob", "put", digest, Inline(digest, 1000, content).payload())._replace(id=1)
+    by_hand = Intent.make("blob", "put", digest, {"digest": digest, "size": 1000, "bytes": lines})._replace(id=2)
+    # When: they are applied, again, in the place of a damaged blob, and after a delete
+    for _ in range(2):
+        assert verdicts(participant, inline) == [APPLIED]
+        assert store.verify(digest)
+    store.path(digest).unlink()
+    store.path(digest).write_bytes(b"damaged")
+    assert verdicts(participant, by_hand) == [APPLIED]
+    assert store.verify(digest)
+    batch = [delete(3, digest), by_hand]
+    assert verdicts(participant, *batch) == [APPLIED, APPLIED]
+    participant.settle(batch)
+    # Then: they are a blob like any other
+    assert store.verify(digest)
+    assert store.path(digest).stat().st_mode & 0o777 == 0o440
+    assert stages(store) == set()
+    assert os.listdir(store.directory / "trash") == [f"1-3-{digest}"]
 
 
 def test_blob_intent_of_another_key_or_action_is_poison(store: BlobStore, participant: BlobParticipant) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from outbox import bucket
-from outbox.blob import Blob, BlobMissing, Staged
+from outbox.blob import Blob, BlobMissing, Inline, Staged
 from outbox.endpoint import Endpoint, probe
 from outbox.errors import BlobRefused, Fenced, NotReady, Unavailable
 from outbox.intent import Intent
@@ -250,6 +250,17 @@ def test_s3_without_stage_and_object_is_poison_and_blocks_its_key(s3: S3Store, p
     assert set(s3.inventory()) == {Blob(other.digest, 5)}
 
 
+def test_s3_bytes_in_the_intent_are_published_without_a_stage(s3: S3Store, participant: BlobParticipant) -> None:
+    digest = hashlib.sha256(b"small").hexdigest()
+    inline = Intent.make("blob", "put", digest, Inline(digest, 5, b"small").payload())._replace(id=1)
+    assert verdicts(participant, inline, inline._replace(id=2)) == [APPLIED, APPLIED]
+    assert s3.verify(digest)
+    assert len(s3.versions(digest)) == 1
+    assert verdicts(participant, delete(3, digest), inline._replace(id=4)) == [APPLIED, APPLIED]
+    assert s3.verify(digest)
+    assert keys(s3, "staging/") == set()
+
+
 @pytest.mark.parametrize("name", ["../objects/x", "", "x" * 16 + "-7-" + "0" * 32, f"{LOG}-7-{'0' * 32}\n"])
 def test_s3_nothing_but_digests_and_stages_become_keys(s3: S3Store, name: str) -> None:
     with pytest.raises(ValueError, match="name of a staged file"):
@@ -282,7 +293,7 @@ def test_s3_i6_late_requests_of_a_stale_owner_change_nothing(s3: S3Store) -> Non
     assert s3.verify(digest)
     # When: his successor has deleted it, and the old copy arrives
     verdicts(new, delete(5, digest), delete(6, other.digest))
-    late._copy(first)
+    late._copy(first, late._version(digest), {})
     # Then: it stays deleted
     assert not s3.exists(digest)
     assert list(s3.inventory()) == []

@@ -7,6 +7,7 @@ Beside ours, sqlalchemy-file does what it does then: a session can't know better
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Outbox, Settings
 from outbox.blob import BlobStore
+from outbox.errors import BlobRefused, NotReady
+from outbox.settings import INLINE_MOST
 from tests.fixtures.site import LIMIT, Site, until
 from workers.sweeper import sweep
 
@@ -114,6 +117,47 @@ def test_blob_i2_is_kept_when_the_reply_to_commit_is_lost(
         assert outbox.committed(asking, token)
     # Then: the blob is there, as its row would be
     assert drained(site, worker) == published(OUTER)
+
+
+def test_blob_small_ones_travel_in_the_intent_and_larger_ones_are_staged(
+    site: Site, worker: psycopg.Connection[Any], sessions: sessionmaker[Session], app_url: str
+) -> None:
+    # Given: blobs up to 10 bytes are to travel in Postgres
+    settings = Settings(app_url, None, site.home / "blobs", "smtp://127.0.0.1:1", blob_inline=10)
+    outbox = Outbox(sessions, settings)
+    with sessions.begin() as session:
+        # When: blobs of that size and around it are put, from each kind of source
+        for source in (b"", io.BytesIO(b"0123456789")):
+            outbox.blobs.put(session, source)
+        assert list(outbox.blobs.store.stages()) == []
+        for source in (b"0123456789a", io.BytesIO(b"0123456789b"), io.BytesIO(b"c" * 3_000_000)):
+            outbox.blobs.put(session, source)
+        assert len(list(outbox.blobs.store.stages())) == 3
+        with pytest.raises(BlobRefused, match="declared 4"):
+            outbox.blobs.put(session, b"abc", size=4)
+    # Then: all of them are published
+    contents = (b"", b"0123456789", b"0123456789a", b"0123456789b", b"c" * 3_000_000)
+    assert drained(site, worker) == published(*contents)
+    assert site.one("select count(*) from outbox.log where payload ? 'bytes'") == 2
+
+
+@pytest.mark.parametrize("text", ["45001", "-1", "1.5", "ten"])
+def test_blob_inline_that_no_payload_can_hold_is_refused(text: str) -> None:
+    with pytest.raises(NotReady, match="up to 45,000"):
+        Settings.load(env={"OUTBOX_DATABASE": "postgresql://u@h/d", "OUTBOX_BLOB_INLINE": text})
+
+
+def test_blob_inline_of_the_largest_size_fits_a_payload(
+    site: Site, worker: psycopg.Connection[Any], sessions: sessionmaker[Session], app_url: str
+) -> None:
+    outbox = Outbox(
+        sessions, Settings(app_url, None, site.home / "blobs", "smtp://127.0.0.1:1", blob_inline=INLINE_MOST)
+    )
+    content = bytes(range(256)) * 176
+    with sessions.begin() as session:
+        outbox.blobs.put(session, content[:INLINE_MOST], name="n" * 2000, type="application/octet-stream")
+    assert site.one("select count(*) from outbox.log where payload ? 'bytes'") == 1
+    assert drained(site, worker) == published(content[:INLINE_MOST])
 
 
 # ---------------------------------------------------------------------------------------------- beside it
