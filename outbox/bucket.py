@@ -42,7 +42,7 @@ COPY_PART = 256 * 1024**2
 
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([A-Za-z0-9!_.*'()/-]*))?")
 _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?/?|https?://\[[0-9a-fA-F:]+\](:\d+)?/?")
-_GONE = ("NoSuchKey", "NoSuchUpload", "404", "NotFound")
+_GONE = ("NoSuchKey", "404", "NotFound")
 
 # Checksums are sent where this code says so: as trailers, which boto3 adds otherwise, they confuse many servers.
 _CONFIG = {
@@ -171,7 +171,7 @@ class Bucket:
         try:
             with _trouble():
                 self.client.complete_multipart_upload(**self.where(key), UploadId=id_, MultipartUpload={"Parts": made})
-        except Gone:
+        except UploadGone:
             # boto3 has repeated a request whose answer was lost: the first one did it.
             if self.size(key) != size:
                 raise
@@ -188,7 +188,7 @@ class Bucket:
 
     def abort(self, key: str, id_: str) -> None:
         """Give an upload up, with its parts. It may be gone."""
-        with suppress(Gone), _trouble():
+        with suppress(UploadGone), _trouble():
             self.client.abort_multipart_upload(**self.where(key), UploadId=id_)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -244,7 +244,11 @@ class Bucket:
 
 
 class Gone(Exception):
-    """The object or the upload isn't there."""
+    """The object isn't there. Never leaves the modules of S3."""
+
+
+class UploadGone(Unavailable):
+    """The upload isn't there: it was completed, or somebody has aborted it."""
 
 
 class Object(io.RawIOBase):
@@ -320,6 +324,8 @@ def _trouble() -> Iterator[None]:
         code = str(error.response.get("Error", {}).get("Code", "?"))
         if code in _GONE:
             raise Gone from None
+        if code == "NoSuchUpload":
+            raise UploadGone("an upload in parts was aborted while it was made: look for who does that") from None
         raise _refused(code) from None
     except NoCredentialsError:
         raise Unavailable("there are no credentials for S3: give them to boto3 (AWS_ACCESS_KEY_ID, a role)") from None

@@ -114,7 +114,8 @@ class Housekeeping:
                 conn = conn or connect(self._settings.database, name="housekeeping", check=False)
                 keep_house(conn, self._blobs())
             except (psycopg.Error, OSError, OutboxError) as error:
-                log.warning("housekeeping put off: %s", type(error).__name__)
+                ours = isinstance(error, OutboxError)
+                log.warning("housekeeping put off: %s", error if ours else type(error).__name__)
                 if conn is not None:
                     conn.close()
                 conn = None
