@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from outbox.errors import BlobRefused, Permanent
+from outbox.failpoint import hit
 from outbox.source import Readable, Source, reading
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -97,15 +98,6 @@ class Stage(NamedTuple):
     xid: int
 
 
-class Findings(NamedTuple):
-    """What a look at a store has shown, in sentences."""
-
-    #: What blobs can't do without.
-    lacks: list[str]
-    #: What is worse than it could be, and what follows from it.
-    warnings: list[str]
-
-
 class BlobStore:
     """A directory of blobs. Making the object does nothing yet; any number of threads may share it."""
 
@@ -130,27 +122,6 @@ class BlobStore:
         _sync_path(self.directory.parent)
         self._made = True
 
-    def examine(self) -> Findings:
-        """Try what a store must be able to do: make, link and rename a file, and fsync. Leaves nothing behind."""
-        name = f"probe-{uuid.uuid4().hex}"
-        try:
-            self.make()
-            with self.folder("staging") as staging, self.folder("objects") as objects, self.folder("trash") as trash:
-                try:
-                    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=staging))
-                    os.link(name, name, src_dir_fd=staging, dst_dir_fd=objects, follow_symlinks=False)
-                    os.rename(name, name, src_dir_fd=objects, dst_dir_fd=trash)
-                    for folder in (staging, objects, trash):
-                        os.fsync(folder)
-                finally:
-                    for folder in (staging, objects, trash):
-                        with suppress(FileNotFoundError):
-                            os.unlink(name, dir_fd=folder)
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            return Findings([f"files can't be made, linked, renamed and synced in one file system ({reason})"], [])
-        return Findings([], [])
-
     # ------------------------------------------------------------------------------- the application's
 
     def stage(
@@ -171,6 +142,7 @@ class BlobStore:
                 with self.folder("staging") as folder:
                     try:
                         _write(folder, name, content)
+                        hit("blob.written")
                         os.fsync(folder)
                     except BaseException:
                         with suppress(OSError):
@@ -178,7 +150,7 @@ class BlobStore:
                         raise
             except OSError as error:
                 raise _store_refuses(error) from error
-        return Staged(content.digest, content.size, name)
+        return staged(content, name)
 
     def open(self, digest: str) -> BufferedReader:
         """A published blob, to read. It stays readable while it is open, even when it is deleted meanwhile."""
@@ -263,6 +235,7 @@ class BlobStore:
                     if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime >= age:
                         os.unlink(name, dir_fd=folder)
                         purged += 1
+                        hit("sweep.purged")
         return purged
 
     @contextmanager
@@ -295,6 +268,12 @@ def parse_stage(name: str) -> Stage | None:
     """What the name of a staged file tells; None for any other name."""
     match = _STAGE.fullmatch(name)
     return Stage(name, match[1], int(match[2])) if match else None
+
+
+def staged(content: Source, name: str) -> Staged:
+    """What a store answers when all that came from `content` is durable under `name`."""
+    hit("blob.staged")
+    return Staged(content.digest, content.size, name)
 
 
 def is_stage(name: object) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from outbox.blob import Findings
 from outbox.bucket import Bucket, checksum
 from outbox.errors import Unavailable
 
@@ -40,21 +39,23 @@ class Endpoint(NamedTuple):
     conditions: bool
 
     @property
-    def findings(self) -> Findings:
-        """What follows for blobs."""
+    def lacks(self) -> list[str]:
+        """What blobs can't do without, in sentences."""
         needed = {
             "it does not show at once what was written": self.lists,
             "it does not copy objects": self.copies,
             "it does not take, list and abort uploads in parts": self.uploads,
         }
+        return [sentence for sentence, there in needed.items() if not there]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is worse than it could be, and what follows from it."""
         wanted = {
             "it accepts a wrong checksum: bytes damaged on the way are found by reading (`verify`)": self.checks,
             "it does not copy in parts: a blob over 1 GiB is one request, over 5 GiB a refusal": self.copies_parts,
         }
-        return Findings(
-            [sentence for sentence, there in needed.items() if not there],
-            [sentence for sentence, there in wanted.items() if not there],
-        )
+        return [sentence for sentence, there in wanted.items() if not there]
 
 
 def probe(bucket: Bucket) -> Endpoint:

@@ -29,7 +29,7 @@ from io import BufferedReader
 from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
-from outbox.blob import Blob, Findings, Stage, Staged, check_digest, check_stage, missing, parse_stage, stage_name
+from outbox.blob import Blob, Stage, Staged, check_digest, check_stage, missing, parse_stage, stage_name, staged
 from outbox.bucket import Bucket, Object
 from outbox.endpoint import Endpoint, probe
 from outbox.errors import BlobRefused, Unavailable
@@ -95,7 +95,7 @@ class S3Store:
                 if isinstance(error, Unavailable):
                     raise BlobRefused(f"the blob store can't be written: {error}") from None
                 raise
-        return Staged(content.digest, content.size, name)
+        return staged(content, name)
 
     def open(self, digest: str) -> BufferedReader:
         """A published blob, to read and to seek in. Raises `BlobMissing`.
@@ -132,13 +132,9 @@ class S3Store:
 
     def endpoint(self) -> Endpoint:
         """What the endpoint honours; tried once, and again for as long as something is lacking."""
-        if self._endpoint is None or self._endpoint.findings.lacks:
+        if self._endpoint is None or self._endpoint.lacks:
             self._endpoint = probe(self.bucket)
         return self._endpoint
-
-    def examine(self) -> Findings:
-        """What the endpoint lacks, and what it could do better."""
-        return self.endpoint().findings
 
     def newest(self, digest: str) -> Version | None:
         """The version that counts."""

@@ -313,7 +313,6 @@ class BlobVerbs:
                 made = Inline(content.digest, content.size, small)
             else:
                 made = self.store.stage(content, xid=self._xid(session), log=self._identity(session))
-                hit("blob.staged")
         self._outbox.emit(session, "blob", "put", made.digest, made.payload(name=name, type=type))
         return Blob(made.digest, made.size)
 

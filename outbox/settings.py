@@ -9,8 +9,13 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_BLOBS          directory of the blob store, or s3://BUCKET/PREFIX
     OUTBOX_S3_ENDPOINT    http(s)://HOST:PORT of an S3 server that is not Amazon's
     OUTBOX_BLOB_INLINE    bytes of a blob that travels in its intent; larger ones are staged
-    OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
-    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
+    OUTBOX_SMTP           smtp://HOST:PORT, smtp+starttls://USER@HOST, smtps://USER@HOST or unix:/path/to/socket
+    OUTBOX_SMTP_PASSWORD_FILE  file with the password of the user in OUTBOX_SMTP
+    OUTBOX_SMTP_CA_FILE   certificates to trust instead of the system's
+    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, receipt:receipt@example.org, hold:/etc/postfix, or none:
+                          how an attempt in doubt is decided
+    OUTBOX_LMTP           lmtp://127.0.0.1:PORT or unix:/path: where `outbox work receipts` listens
+    OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
 """
@@ -34,12 +39,17 @@ STATE_FILE = "state.json"
 INLINE_MOST = 45_000
 """Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
 
-Role = Literal["app", "worker", "admin"]
+Role = Literal["app", "worker", "operator", "admin"]
 
 Place = TypeVar("Place", bound=Path | str)
 
 #: Who connects to the embedded Postgres as what.
-_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+_EMBEDDED_USER: dict[Role, str] = {
+    "app": "app",
+    "worker": "outbox_worker",
+    "operator": "outbox_operator",
+    "admin": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +62,18 @@ class Settings:
     index: Path | None
     #: Directory of the blob store, or `s3://BUCKET/PREFIX`; None if nothing says where it is.
     blobs: Path | str | None
-    #: `smtp://HOST:PORT` or `unix:/path`.
+    #: `smtp://HOST:PORT`, with TLS and a user as in `workers.relay`, or `unix:/path`.
     smtp: str
-    #: `maildir:/path`, `postfix:/etc/postfix` or `none`.
+    #: File with the password of the user in `smtp`.
+    smtp_password_file: Path | None = None
+    #: File of PEM certificates to trust instead of the system's.
+    smtp_ca_file: Path | None = None
+    #: `maildir:/path`, `postfix:/etc/postfix`, `receipt:receipt@example.org`, `hold:/etc/postfix` or `none`.
     mail_evidence: str = "none"
+    #: Where the server for receipts listens: `lmtp://127.0.0.1:PORT` or `unix:/path`.
+    lmtp: str = "lmtp://127.0.0.1:2424"
+    #: How `postsuper` is run, such as `sudo -n /usr/sbin/postsuper`.
+    postsuper: str = "postsuper"
     #: Right-hand side of Message-IDs and envelope senders.
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
@@ -93,8 +111,12 @@ class Settings:
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
             blobs=_place(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
+            smtp_password_file=_path(env.get("OUTBOX_SMTP_PASSWORD_FILE")),
+            smtp_ca_file=_path(env.get("OUTBOX_SMTP_CA_FILE")),
+            lmtp=env.get("OUTBOX_LMTP") or "lmtp://127.0.0.1:2424",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
+            postsuper=env.get("OUTBOX_POSTSUPER") or "postsuper",
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Protocol
 
-from outbox.blob import Blob, BlobStore, Findings, Stage, Staged
+from outbox.blob import Blob, BlobStore, Stage, Staged
 from outbox.settings import Settings, is_bucket, required
 from outbox.source import Readable
 
@@ -43,9 +43,6 @@ class Store(Protocol):
 
     def inventory(self) -> Iterator[Blob]:
         """Every published blob, in order of digest's first byte."""
-
-    def examine(self) -> Findings:
-        """Try what a store must be able to do. Leaves nothing behind. Raises `Unavailable` without an answer."""
 
     def stages(self) -> Iterator[Stage]:
         """Everything staged, what is still being staged included."""

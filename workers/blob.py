@@ -85,6 +85,7 @@ class BlobParticipant:
         """Take the lane's fence. Raises `Fenced` if a newer owner has it, `Unavailable` without a store."""
         with _trouble():
             self._publisher = _publisher(self.store, lane)
+        hit("blob.opened")
         self._epoch = lane.epoch
 
     def position(self) -> Position | None:

@@ -20,6 +20,7 @@ import psycopg
 from outbox import sql, tick
 from outbox.database import connect
 from outbox.errors import OutboxError
+from outbox.failpoint import hit
 from outbox.lane import Lane
 from outbox.settings import Settings
 from outbox.store import Store, open_store
@@ -72,7 +73,7 @@ class Clock:
 
     def step(self) -> bool:
         """Look, and take a tick if readers would see something new. → whether it did. Raises `Fenced`."""
-        self.lane.check()
+        self.lane.check(self.conn)
         reading = tick.poll(self.conn)
         if self._frontier is None and reading.low == self._last.high:
             # The sequence stands still. Whoever drew an id so far has an xid below this one.
@@ -134,8 +135,11 @@ class Housekeeping:
 def keep_house(conn: psycopg.Connection[Any], blobs: Store | None) -> None:
     """One round. Each part is a transaction of its own, and may be killed anywhere."""
     conn.execute("select outbox.add_partitions()")
+    hit("house.partitions")
     conn.execute(sql.load("tick_thin"), {"age": TICK_AGE})
+    hit("house.ticks")
     conn.execute(sql.load("position_thin"))
+    hit("house.positions")
     if blobs is not None:
         row = conn.execute("select log from outbox.identity").fetchone()
         if row is not None:

@@ -60,6 +60,7 @@ class DirectoryPublisher:
         """Remove staged files that are published."""
         for stage in stages:
             self._store.remove_stage(stage)
+            hit("blob.settled")
 
     def close(self) -> None:
         """Let go of the lane's lock file."""
@@ -136,6 +137,7 @@ class Publication:
         else:
             try:
                 os.link(stage, digest, src_dir_fd=self._staging, dst_dir_fd=folder, follow_symlinks=False)
+                hit("blob.put")
                 self._undo.append(lambda: os.unlink(digest, dir_fd=folder))
             except FileExistsError:
                 if plain_size(folder, digest) != size:
@@ -153,6 +155,7 @@ class Publication:
             os.rename(digest, name, src_dir_fd=folder, dst_dir_fd=self._trash)
         except FileNotFoundError:
             return
+        hit("blob.deleted")
         self._touched["trash"] = self._trash
         self._undo.append(lambda: os.rename(name, digest, src_dir_fd=self._trash, dst_dir_fd=folder))
 
@@ -164,6 +167,7 @@ class Publication:
         """
         for folder in self._touched.values():
             os.fsync(folder)
+            hit("blob.synced")
 
     def undo(self) -> None:
         """Take back what this object changed, as far as the file system lets it."""
@@ -175,6 +179,7 @@ class Publication:
         """Put the staged file in the place of a damaged one; readers see the one or the other."""
         name = f"new-{uuid.uuid4().hex}"  # left in the trash by a crash, it is purged
         os.link(staged.stage, name, src_dir_fd=self._staging, dst_dir_fd=self._trash, follow_symlinks=False)
+        hit("blob.replaced")
         os.rename(name, staged.digest, src_dir_fd=self._trash, dst_dir_fd=folder)
 
     def _shelf(self, digest: str) -> int:
@@ -186,6 +191,7 @@ class Publication:
                 folder = os.open(prefix, FOLDER, dir_fd=self._objects)
             except FileNotFoundError:
                 os.mkdir(prefix, FOLDER_MODE, dir_fd=self._objects)
+                hit("blob.shelved")
                 # A crash before this is made good by the next owner's `make`.
                 os.fsync(self._objects)
                 folder = os.open(prefix, FOLDER, dir_fd=self._objects)

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -39,7 +40,7 @@ PARKED_EVERY = 0.25
 """Seconds between looks at what is parked and due."""
 
 BLOCKED_EVERY = 5.0
-"""Seconds between looks at which keys are still blocked: operators work by hand."""
+"""Seconds between looks at which keys are still blocked, if no notification says that an operator has decided."""
 
 EMPTY_EVERY = 0.2
 """Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
@@ -83,6 +84,7 @@ class Reader:
         self._parked_at = 0.0
         self._blocked_at = 0.0
         self._blocked: set[str] = set()
+        self._skipped: set[int] = set()
         self._applied = 0
 
     # ------------------------------------------------------------------------------------ open and close
@@ -90,14 +92,17 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean))
-        stand = lane.stand(self.conn)
+        check = partial(lane.check, self.conn)
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
+        # What is written is the lane's, and not where the participant is: its owner may have died in between.
+        stand = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
+            remedy = getattr(self.participant, "remedy", tick.REMEDY)
+            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
         self._move(stand)
-        self._written = stand
         self._blocked = parked.keys(self.conn, lane)
+        self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
             self._put([Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
             self._blocked.update(intent.key for intent in unknown)
@@ -118,9 +123,13 @@ class Reader:
 
     def step(self) -> bool:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
-        self.lane.check()
+        self.lane.check(self.conn)
         worked = self._retry_parked()
         return self._drain() or worked
+
+    def decided(self) -> None:
+        """Told that an operator has decided something: the next step looks at what is parked."""
+        self._parked_at = self._blocked_at = -BLOCKED_EVERY
 
     def idle(self) -> bool:
         """Whether everything committed so far is applied, or parked for an operator or a later day."""
@@ -129,7 +138,8 @@ class Reader:
             return False
         self._note_empty(at_once=True)
         waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s and reason = 'retry' limit 1",
+            "select from outbox.parked where target = %s and slot between %s and %s and (reason = 'retry' "
+            "or reason = 'due' and (attempts > 0 or retry_at <= outbox.now())) limit 1",
             (self.lane.target, *self.lane.slots),
         ).fetchone()
         return waiting is None
@@ -187,6 +197,7 @@ class Reader:
                 parked.put(self.conn, aside)
                 if self.lane.deaths and aside[0].reason == "poison":
                     self.lane.show(self.conn, "draining", clear_deaths=True)
+            hit("reader.aside")
         if self.lane.deaths and ready:
             self.lane.suspect(self.conn, ready[0].id)
         outcomes = self._attempts.make(ready, after) if ready else []
@@ -198,6 +209,7 @@ class Reader:
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
         self._record(ready, outcomes, after)
+        hit("reader.recorded")
         self._move(after)
         self.participant.settle(ready)
         hit("reader.settled")
@@ -210,10 +222,12 @@ class Reader:
         alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
-        if not suspect and not self._blocked and not any(map(_DUE, batch)):
+        if not suspect and not self._blocked and not self._skipped and not any(map(_DUE, batch)):
             return batch, []
         ready, aside = [], []
         for intent in batch:
+            if intent.id in self._skipped:
+                continue
             if intent.key in self._blocked:
                 aside.append(Parking(intent.id, "blocked"))
             elif intent.id == suspect:
@@ -242,6 +256,7 @@ class Reader:
                 parked.put(self.conn, parkings)
             self._advance(after)
         if parkings and self.participant.keeps_position:
+            hit("reader.parked")
             # They are parked now, so its own position may pass them too.
             self.participant.apply([], after)
 
@@ -272,6 +287,7 @@ class Reader:
         taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
         if not taken:
             return False
+        hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
         if deadly := [Parking(n, "poison", t.attempts, error=_DEADLY) for n, t in taken.items() if t.deaths > DEATHS]:
             self._put(deadly)
@@ -280,20 +296,20 @@ class Reader:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
             # Not tried: give the attempt back.
-            again = [
-                Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in batch
-            ]
-            self._put(again)
+            self._put(_untried(batch, taken))
+            hit("parked.returned")
             raise
-        batch = batch[: len(outcomes)]
+        hit("parked.applied")
+        batch, untried = batch[: len(outcomes)], batch[len(outcomes) :]
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
             failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
-            if failed:
-                parked.put(self.conn, failed)
+            if failed or untried:
+                parked.put(self.conn, failed + _untried(untried, taken))
             freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
+        hit("parked.recorded")
         self._blocked.difference_update(key for key, more in freed.items() if not more)
         self._blocked.update(i.key for i, o in pairs if o.verdict is not Verdict.APPLIED)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
@@ -302,12 +318,14 @@ class Reader:
         return True
 
     def _look_again(self) -> None:
-        """An operator may have taken intents out by hand: whatever they held back has its turn."""
+        """An operator may have taken intents out: whatever they held back has its turn."""
         self._blocked_at = self._parked_at
         with self.conn.transaction():
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
+        hit("parked.promoted")
         self._blocked = parked.keys(self.conn, self.lane)
+        self._skipped = parked.skipped(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:
         with self.conn.transaction():
@@ -318,6 +336,11 @@ class Reader:
         if outcome.verdict is Verdict.BLOCKED:
             return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
         return self._parking(intent, outcome, attempts)
+
+
+def _untried(intents: Sequence[Intent], taken: Mapping[int, parked.Taken]) -> list[Parking]:
+    """Give the attempts back that were not made after all."""
+    return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
 
 
 def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:

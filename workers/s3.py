@@ -48,10 +48,9 @@ class BucketPublisher:
         self._lock = threading.Lock()
         self._check()
         endpoint = store.endpoint()
-        lacks, warnings = endpoint.findings
-        if lacks:
-            raise Unavailable(f"the S3 endpoint can't keep blobs: {'; '.join(lacks)}: use another server")
-        for sentence in warnings:
+        if endpoint.lacks:
+            raise Unavailable(f"the S3 endpoint can't keep blobs: {'; '.join(endpoint.lacks)}: use another server")
+        for sentence in endpoint.warnings:
             log.warning("blob: the S3 endpoint: %s", sentence)
         self._copies_parts = endpoint.copies_parts
         store.bucket.put(self._fence, b"%020d" % lane.epoch)

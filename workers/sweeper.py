@@ -21,6 +21,7 @@ import psycopg
 
 from outbox import sql
 from outbox.blob import Stage
+from outbox.failpoint import hit
 from outbox.store import Store
 
 BATCH = 1000
@@ -62,6 +63,8 @@ def sweep(conn: psycopg.Connection[Any], store: Store, *, log: str, trash_age: f
     for name, fate in _fates(conn, ours):
         if fate not in REMOVED or store.remove_stage(name):
             counts[fate] += 1
+            if fate in REMOVED:
+                hit("sweep.removed")
     counts["trash"] = store.purge_trash(trash_age)
     return Swept(**counts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from typing import Any
@@ -91,6 +92,23 @@ def test_s3_i2_i3_i11_loses_and_leaves_nothing_when_killed_there(
     s3_site: Site, app_url: str, worker: psycopg.Connection[Any], s3: S3Store, name: str
 ) -> None:
     check_killed(s3_site, app_url, worker, s3, name, times=1)
+
+
+def test_s3_doctor_says_what_the_endpoint_honours(s3_site: Site) -> None:
+    def ask(**environment: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "outbox", "doctor", "--json", "blobs"],
+            env=s3_site.environment | environment, stdout=subprocess.PIPE, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        [check] = json.loads(done.stdout)["checks"]
+        return dict(check)
+
+    found = ask()
+    assert found["ok"]
+    assert "accepts a wrong checksum" in found["found"]
+    absent = ask(OUTBOX_BLOBS="s3://nobody-has-this/x")
+    assert not absent["ok"]
+    assert "NoSuchBucket" in absent["found"]
 
 
 def test_s3_worker_says_what_its_endpoint_lacks_and_waits(s3_site: Site, app_url: str) -> None:

@@ -137,19 +137,6 @@ def test_stage_never_repeats_a_failed_fsync(store: BlobStore, monkeypatch: pytes
 
 
 @pytest.mark.root
-def test_examine_finds_a_store_on_two_file_systems_and_leaves_nothing(store: BlobStore) -> None:
-    assert store.examine() == ([], [])
-    objects = store.directory / "objects"
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", objects], check=True)
-    try:
-        lacks, _ = store.examine()
-    finally:
-        subprocess.run(["umount", objects], check=True)
-    assert "Invalid cross-device link" in lacks[0]
-    assert [path for path in store.directory.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.root
 def test_stage_says_that_there_is_no_room(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=True)
     try:
