@@ -25,6 +25,7 @@ NAMES = (
     "lane.renewed",
     "tick.taken",
     # A worker opens its participant, and finds out what its predecessor left in doubt.
+    "index.made",
     "index.opened",
     "index.epoch",
     "blob.opened",

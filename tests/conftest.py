@@ -20,6 +20,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.postfix",
     "tests.fixtures.post",
     "tests.fixtures.receipts",
+    "tests.fixtures.hostile",
     "tests.fixtures.pgbouncer",
     "tests.fixtures.zombie",
 ]

@@ -88,40 +88,40 @@ def test_s3_keeps_every_byte_from_stage_to_reader(s3: S3Store, participant: Blob
 
 @both
 def test_s3_copies_in_parts_what_is_large(
-    s3: S3Store, s3_server: Server, monkeypatch: pytest.MonkeyPatch, relay: Relay
+    s3: S3Store, s3_server: Server, monkeypatch: pytest.MonkeyPatch, s3_relay: Relay
 ) -> None:
     # Given: limits that a small blob is over, and a server that copies in parts if it can
     monkeypatch.setattr("workers.s3.COPY_WHOLE", 6 * CHUNK)
     monkeypatch.setattr(bucket.Bucket.copy_parts, "__defaults__", (5 * CHUNK,))
-    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", relay.endpoint)
+    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", s3_relay.endpoint)
     content = os.urandom(12 * CHUNK)
     staged = stage(store, content)
     participant = opened(store)
-    relay.seen.clear()
+    s3_relay.seen.clear()
     # When: it is published
     assert verdicts(participant, put(1, staged)) == [APPLIED]
     # Then: all of it is there; the bad clone was found out at the start, and copies it whole
     assert s3.verify(staged.digest)
-    assert any("uploadId" in path for _, path in relay.seen) == (s3_server.kind == "moto")
+    assert any("uploadId" in path for _, path in s3_relay.seen) == (s3_server.kind == "moto")
     store.bucket.client.close()
 
 
 def test_s3_reader_seeks_and_goes_on_when_the_connection_breaks(
-    s3: S3Store, participant: BlobParticipant, relay: Relay
+    s3: S3Store, participant: BlobParticipant, s3_relay: Relay
 ) -> None:
     content = os.urandom(3 * CHUNK)
     staged = stage(s3, content)
     verdicts(participant, put(1, staged))
-    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", relay.endpoint)
+    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", s3_relay.endpoint)
     with store.open(staged.digest) as file:
         assert file.read(10) == content[:10]
         file.seek(-5, io.SEEK_END)
         assert file.read() == content[-5:]
         file.seek(CHUNK)
-        relay.seen.clear()
-        relay.rule = lambda method, _path: "half" if method == "GET" and len(relay.seen) in (1, 3) else "pass"
+        s3_relay.seen.clear()
+        s3_relay.rule = lambda method, _path: "half" if method == "GET" and len(s3_relay.seen) in (1, 3) else "pass"
         assert file.read() == content[CHUNK:]
-        assert len(relay.seen) >= 2
+        assert len(s3_relay.seen) >= 2
     store.bucket.client.close()
 
 
@@ -149,32 +149,32 @@ def test_s3_stage_leaves_nothing_when_its_source_breaks(s3: S3Store) -> None:
     assert list(s3.bucket.uploads("")) == []
 
 
-def test_s3_stage_aborts_its_upload_when_the_endpoint_fails(s3: S3Store, relay: Relay) -> None:
-    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", relay.endpoint)
+def test_s3_stage_aborts_its_upload_when_the_endpoint_fails(s3: S3Store, s3_relay: Relay) -> None:
+    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", s3_relay.endpoint)
     # When: the second part is refused, again and again
-    relay.rule = lambda method, path: "fail" if method == "PUT" and "partNumber=2" in path else "pass"
+    s3_relay.rule = lambda method, path: "fail" if method == "PUT" and "partNumber=2" in path else "pass"
     with pytest.raises(BlobRefused, match="S3 endpoint refuses"):
         stage(store, b"x" * (3 * PART))
     # Then: nothing is left
     assert keys(s3) == set()
     assert list(s3.bucket.uploads("")) == []
     # And when the answer to the last request is lost, the object is there all the same
-    relay.rule = once(lambda method, path: method == "POST" and "uploadId" in path)
+    s3_relay.rule = once(lambda method, path: method == "POST" and "uploadId" in path)
     staged = stage(store, b"x" * (3 * PART))
     assert s3.bucket.size(f"staging/{staged.stage}") == 3 * PART
     store.bucket.client.close()
 
 
 def test_s3_waits_when_somebody_aborts_its_uploads(
-    s3: S3Store, s3_server: Server, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    s3: S3Store, s3_server: Server, s3_relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given: somebody who aborts uploads, such as a lifecycle rule
     monkeypatch.setattr("workers.s3.COPY_WHOLE", 6 * CHUNK)
     monkeypatch.setattr(bucket.Bucket.copy_parts, "__defaults__", (5 * CHUNK,))
-    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", relay.endpoint)
+    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", s3_relay.endpoint)
     participant = opened(store)
     staged = stage(store, os.urandom(12 * CHUNK))
-    relay.rule = lambda _method, path: "gone" if "partNumber=2" in path else "pass"
+    s3_relay.rule = lambda _method, path: "gone" if "partNumber=2" in path else "pass"
     # When: a blob is staged, and the staged one is copied in parts
     with pytest.raises(BlobRefused, match="aborted"):
         stage(store, os.urandom(2 * PART))
@@ -182,7 +182,7 @@ def test_s3_waits_when_somebody_aborts_its_uploads(
         # Then: it isn't taken for a blob that is lost
         with pytest.raises(Unavailable, match="aborted"):
             participant.apply([put(1, staged)], None)
-    relay.rule = lambda _method, _path: "pass"
+    s3_relay.rule = lambda _method, _path: "pass"
     assert verdicts(participant, put(1, staged)) == [APPLIED]
     assert s3.verify(staged.digest)
     store.bucket.client.close()
@@ -201,13 +201,13 @@ def once(matches: Any) -> Any:
     return rule
 
 
-def test_s3_publishes_once_when_the_answer_to_the_copy_is_lost(s3: S3Store, relay: Relay) -> None:
-    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", relay.endpoint)
+def test_s3_publishes_once_when_the_answer_to_the_copy_is_lost(s3: S3Store, s3_relay: Relay) -> None:
+    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", s3_relay.endpoint)
     staged = stage(store)
     participant = opened(store)
-    relay.rule = once(lambda method, path: method == "PUT" and "/objects/" in path)
+    s3_relay.rule = once(lambda method, path: method == "PUT" and "/objects/" in path)
     assert verdicts(participant, put(1, staged)) == [APPLIED]
-    assert len([path for method, path in relay.seen if method == "PUT" and "/objects/" in path]) == 2
+    assert len([path for method, path in s3_relay.seen if method == "PUT" and "/objects/" in path]) == 2
     assert len(s3.versions(staged.digest)) == 1
     store.bucket.client.close()
 
@@ -403,14 +403,14 @@ def test_endpoint_probe_finds_what_a_server_ignores(s3: S3Store, s3_server: Serv
     assert list(s3.bucket.uploads("")) == []
 
 
-def test_endpoint_that_does_not_copy_is_refused_and_the_lane_waits(s3: S3Store, relay: Relay) -> None:
-    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", relay.endpoint)
-    relay.rule = lambda method, path: "fail" if method == "POST" and "uploads" in path else "pass"
+def test_endpoint_that_does_not_copy_is_refused_and_the_lane_waits(s3: S3Store, s3_relay: Relay) -> None:
+    store = S3Store(f"s3://{s3.bucket.name}/{s3.bucket.where('')['Key']}", s3_relay.endpoint)
+    s3_relay.rule = lambda method, path: "fail" if method == "POST" and "uploads" in path else "pass"
     with pytest.raises(Unavailable, match="does not take, list and abort uploads"):
         opened(store)
     assert keys(s3) == set()
     # Asked again when it has been repaired.
-    relay.rule = lambda _method, _path: "pass"
+    s3_relay.rule = lambda _method, _path: "pass"
     opened(store).close()
     store.bucket.client.close()
 

@@ -104,7 +104,7 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
         return lambda: BlobParticipant(blobs)
     from workers.relay import Relay  # noqa: PLC0415
 
-    relay = Relay.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
+    relay = Relay.of(settings)
     if settings.mail_evidence.startswith("hold:"):
         from workers.heldmail import HeldMailParticipant  # noqa: PLC0415
         from workers.hold import HoldQueue  # noqa: PLC0415
