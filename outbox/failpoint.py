@@ -16,8 +16,8 @@ import signal
 #: Every failpoint, in the order of an intent's life. A name that isn't here can't be hit.
 NAMES = (
     # The application, inside its transaction.
-    "blob.uploaded",
     "blob.written",
+    "blob.uploaded",
     "blob.staged",
     "session.appended",
     # The clock, and any owner of a lane.
