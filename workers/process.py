@@ -144,7 +144,7 @@ class Drainer:
 
 def run_clock(settings: Settings, stop: threading.Event) -> None:
     """Take ticks until told to stop."""
-    house = Housekeeping(settings.database, settings.blobs, stop)
+    house = Housekeeping(settings, stop)
     house.start()
 
     def work(conn: Connection, lane: Lane) -> None:

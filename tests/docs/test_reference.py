@@ -134,7 +134,9 @@ def test_fields_of_what_operators_see_are_those_that_are_printed(
 
 def test_each_variable_is_documented_and_no_other() -> None:
     documented = {code(row[0]) for row in rows(read(DOCS / "reference/settings.md")) if row[0].startswith("`OUTBOX_")}
-    used = {word for file in sources() for word in re.findall(r"\bOUTBOX_[A-Z_]+\b", file.read_text(encoding="utf-8"))}
+    used = {
+        word for file in sources() for word in re.findall(r"\bOUTBOX_[A-Z0-9_]+\b", file.read_text(encoding="utf-8"))
+    }
     assert documented == used
 
 
