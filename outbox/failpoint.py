@@ -24,6 +24,8 @@ NAMES = (
     "reader.applied",
     "lane.advanced",
     "reader.settled",
+    "saga.written",
+    "saga.committed",
 )
 
 _name, _, _count = os.environ.get("OUTBOX_FAILPOINT", "").partition(":")

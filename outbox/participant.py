@@ -143,3 +143,11 @@ class Participant(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections. Called once; effects already made stay."""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A participant that also has work to do at certain times: the saga engine."""
+
+    def wake(self) -> bool:
+        """Do what is due by the database's clock. → whether there was any. Called about as often as `apply`."""

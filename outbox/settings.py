@@ -11,6 +11,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
+    OUTBOX_SAGAS          modules that define sagas: package.module[,…]
+    OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
 """
 
 from __future__ import annotations
@@ -29,10 +31,15 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
-Role = Literal["app", "worker", "admin"]
+Role = Literal["app", "worker", "saga", "admin"]
 
 #: Who connects to the embedded Postgres as what.
-_EMBEDDED_USER: dict[Role, str] = {"app": "app", "worker": "outbox_worker", "admin": "postgres"}
+_EMBEDDED_USER: dict[Role, str] = {
+    "app": "app",
+    "worker": "outbox_worker",
+    "saga": "saga",
+    "admin": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,8 @@ class Settings:
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
     ttl: float = 15.0
+    #: Modules that define sagas.
+    sagas: tuple[str, ...] = ()
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -74,7 +83,10 @@ class Settings:
         # The database named in the environment needs no state directory; anything else may lie there.
         if not env.get("OUTBOX_DATABASE") or (directory / STATE_FILE).exists():
             embedded = read_state(directory)
-        database = env.get("OUTBOX_DATABASE") or _embedded_database(embedded, role)
+        named = env.get("OUTBOX_DATABASE")
+        if role == "saga":
+            named = env.get("OUTBOX_SAGA_DATABASE") or named
+        database = named or _embedded_database(embedded, role)
         if "://" not in database:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
         return cls(
@@ -86,6 +98,7 @@ class Settings:
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
+            sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
         )
 
 

@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures.mail",
     "tests.fixtures.postfix",
     "tests.fixtures.postgres",
+    "tests.fixtures.sagas",
     "tests.fixtures.site",
 ]
 

@@ -7,6 +7,7 @@ makes the effects. What it promises:
 * Per key, effects follow the log: after a failure, later intents of that key are parked behind it.
 * A failing intent never stops its lane. A participant that is down does (`Unavailable`), and parks nothing.
 * An intent that kills the process is found by halving the batch, and parked after three deaths.
+* What became of an intent of a saga is reported to the engine with it (`workers.reporter`).
 
 Raises `Fenced` when the lane has another owner, `NotThisLog` when the participant has seen another
 history, `psycopg.OperationalError` when the database is lost; the process (`workers.process`) goes on from there.
@@ -28,10 +29,13 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
 from outbox.parked import Parking
-from outbox.participant import APPLIED, LaneView, Outcome, Participant, Verdict
+from outbox.participant import APPLIED, LaneView, Outcome, Participant, Timed, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
+from outbox.saga import report
+from outbox.saga.report import Report
 from workers.attempt import Attempts
+from workers.reporter import Reporter
 
 logger = logging.getLogger("outbox.reader")
 
@@ -75,6 +79,7 @@ class Reader:
         self.participant = participant
         self.backoff = backoff or Backoff()
         self._attempts = Attempts(conn, lane, participant)
+        self._reporter = Reporter(conn, lane)
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
@@ -94,7 +99,8 @@ class Reader:
         stand = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
+            recorded, stand = stand, _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
+            self._reporter.ahead(recorded, stand)
         self._move(stand)
         self._written = stand
         self._blocked = parked.keys(self.conn, lane)
@@ -120,6 +126,8 @@ class Reader:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
         self.lane.check()
         worked = self._retry_parked()
+        if isinstance(self.participant, Timed):
+            worked = self.participant.wake() or worked
         return self._drain() or worked
 
     def idle(self) -> bool:
@@ -179,13 +187,15 @@ class Reader:
 
     def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
         """Apply a batch and move behind it."""
-        ready, aside = self._sort(batch)
-        if aside:
+        ready, aside, reports = self._sort(batch)
+        if aside or reports:
             # Parked first: no position, wherever it is kept, may pass an intent that is neither done nor parked.
             with self.conn.transaction():
                 self.lane.fence(self.conn)
-                parked.put(self.conn, aside)
-                if self.lane.deaths and aside[0].reason == "poison":
+                if aside:
+                    parked.put(self.conn, aside)
+                self._reporter.send(reports)
+                if self.lane.deaths and (reports or aside[0].reason == "poison"):
                     self.lane.show(self.conn, "draining", clear_deaths=True)
         if self.lane.deaths and ready:
             self.lane.suspect(self.conn, ready[0].id)
@@ -204,27 +214,32 @@ class Reader:
         if missing:
             raise Unavailable(f"{self.lane.target} went down in the middle of a batch")
 
-    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking]]:
-        """→ what to apply, and what to set aside untried."""
+    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking], list[Report]]:
+        """→ what to apply, what to set aside untried, and what the engine is to be told of that."""
         suspect = 0
         alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
-        if not suspect and not self._blocked and not any(map(_DUE, batch)):
-            return batch, []
+        void = self._reporter.void(batch)
+        if not suspect and not self._blocked and not void and not any(map(_DUE, batch)):
+            return batch, [], []
         ready, aside = [], []
         for intent in batch:
+            if intent.id in void:
+                continue
             if intent.key in self._blocked:
                 aside.append(Parking(intent.id, "blocked"))
             elif intent.id == suspect:
                 aside.append(Parking(intent.id, "poison", error=_DEADLY))
-                self._blocked.add(intent.key)
+                if intent.saga is None:
+                    self._blocked.add(intent.key)
                 logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
             elif intent.due is not None:
                 aside.append(Parking(intent.id, "due"))
             else:
                 ready.append(intent)
-        return ready, aside
+        aside, reports = self._reporter.deadly(batch, aside)
+        return ready, aside, reports + [Report(number, "void") for number in sorted(void)]
 
     def _record(self, batch: Sequence[Intent], outcomes: Sequence[Outcome], after: Position) -> None:
         """Store what became of a batch, and the position behind it, in one transaction."""
@@ -232,7 +247,9 @@ class Reader:
         if outcomes.count(APPLIED) < len(outcomes):
             pairs = zip(batch, outcomes, strict=True)
             parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
-        if not parkings and not self.participant.records_attempts:
+        failed = bool(parkings)
+        parkings, reports = self._reporter.judge(batch, outcomes, parkings)
+        if not failed and not reports and not self.participant.records_attempts:
             self._advance(after)
             return
         with self.conn.transaction():
@@ -240,9 +257,12 @@ class Reader:
             self._attempts.record(batch, outcomes)
             if parkings:
                 parked.put(self.conn, parkings)
+            freed = self._reporter.send(reports)
             self._advance(after)
-        if parkings and self.participant.keeps_position:
-            # They are parked now, so its own position may pass them too.
+        if freed:
+            self._blocked = parked.keys(self.conn, self.lane)
+        if failed and self.participant.keeps_position:
+            # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
 
     def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
@@ -273,8 +293,16 @@ class Reader:
         if not taken:
             return False
         batch = log.fetch(self.conn, list(taken))
-        if deadly := [Parking(n, "poison", t.attempts, error=_DEADLY) for n, t in taken.items() if t.deaths > DEATHS]:
-            self._put(deadly)
+        if void := self._reporter.void(batch):
+            self._reporter.withdraw(void)
+            self._blocked = parked.keys(self.conn, self.lane)
+            batch = [intent for intent in batch if intent.id not in void]
+        if deadly := [
+            Parking(i.id, "poison", taken[i.id].attempts, error=_DEADLY) for i in batch if taken[i.id].deaths > DEATHS
+        ]:
+            self._put_deadly(batch, deadly)
+            return True
+        if not batch:
             return True
         try:
             outcomes = self._attempts.make(batch, None)
@@ -291,11 +319,14 @@ class Reader:
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
             failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed:
                 parked.put(self.conn, failed)
-            freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
+            still = {parking.id for parking in failed}
+            freed = parked.remove(self.conn, [i.id for i in batch if i.id not in still])
+            self._reporter.send(reports)
         self._blocked.difference_update(key for key, more in freed.items() if not more)
-        self._blocked.update(i.key for i, o in pairs if o.verdict is not Verdict.APPLIED)
+        self._blocked.update(i.key for i in batch if i.id in still)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
         if freed:
             self._parked_at = 0.0  # the next one of each key may have its turn at once
@@ -307,6 +338,17 @@ class Reader:
         with self.conn.transaction():
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
+            report.hurry(self.conn, self.lane)
+        self._blocked = parked.keys(self.conn, self.lane)
+
+    def _put_deadly(self, batch: Sequence[Intent], deadly: Sequence[Parking]) -> None:
+        parkings, reports = self._reporter.deadly(batch, deadly)
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            if parkings:
+                parked.put(self.conn, parkings)
+            parked.remove(self.conn, [r.id for r in reports])
+            self._reporter.send(reports)
         self._blocked = parked.keys(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:

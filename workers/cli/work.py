@@ -15,10 +15,10 @@ from outbox.participant import Participant
 from outbox.settings import Settings, required
 from workers import process
 
-HELP = "drain the log into a participant (index, blob, mail), or run the clock"
+HELP = "drain the log into a participant (index, blob, mail), drive the sagas, or run the clock"
 
 #: In the order in which they are started.
-TARGETS = ("clock", "index", "blob", "mail")
+TARGETS = ("clock", "index", "blob", "mail", "saga")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if args.target == "all":
         return _all(args)
-    settings = Settings.load(args.state, role="worker")
+    settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
     stop = process.Stop().install()
     if args.target == "clock":
         if args.until_idle:
@@ -55,6 +55,12 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
 
         blobs = BlobStore(required(settings.blobs, "OUTBOX_BLOBS"))
         return lambda: BlobParticipant(blobs)
+    if target == "saga":
+        from outbox.saga.registry import deployed  # noqa: PLC0415
+        from workers.engine import Engine  # noqa: PLC0415
+
+        definitions = deployed(settings.sagas)
+        return lambda: Engine(settings, definitions)
     from workers.evidence import evidence_for  # noqa: PLC0415
     from workers.mail import MailParticipant  # noqa: PLC0415
 

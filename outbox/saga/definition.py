@@ -1,0 +1,261 @@
+"""The definition of a saga: what an application declares, and starts in its transactions.
+
+    publish = Saga("publish", Folder)
+
+    @publish.function                      # writes in the engine's transaction: once, with the step's outcome
+    def reserve(session, run): ...
+
+    @reserve.undo
+    def release(session, run): ...
+
+    @publish.intent                        # an intent for a participant
+    def index(run): return run.index.put(run.input.path, title=run.input.title)
+
+    @index.undo
+    def unindex(run): return run.index.delete(run.input.path)
+
+    @publish.mail(kind="pivot")            # from here on it only goes forward
+    def announce(run): return run.mail.send(sender=…, to=…, subject=…, text=…)
+
+    with Session.begin() as session:
+        publish.start(session, Folder(…), key="folder/7")
+
+Steps follow one another as they are declared; `after=` makes a graph of them. The linter (`outbox.saga.plan.lint`)
+refuses a definition that can't keep the promise, when it is first used: when the engine loads it, when it is started,
+or by `check()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+
+from outbox.errors import OutboxError
+from outbox.saga.plan import FOR_EVER, Act, Kind, Node, Plan, Retry, lint
+from outbox.saga.run import Action, Input, Run
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+KindName = Literal["compensatable", "pivot", "retriable"]
+Made = Action | Sequence[Any]
+FunctionOf = TypeVar("FunctionOf", bound=Callable[..., Any])
+
+
+class SagaRefused(OutboxError):
+    """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
+
+
+class Step:
+    """A declared step. Decorate its compensation with `.undo`."""
+
+    def __init__(self, node: Node, do: Callable[..., Any] | None = None, child: Saga[Any] | None = None) -> None:
+        self.node = node
+        self.do = do
+        self.undo_function: Callable[..., Any] | None = None
+        self.child = child
+
+    @property
+    def name(self) -> str:
+        """What it is called in results, tables and commands."""
+        return self.node.name
+
+    def undo(self, function: FunctionOf) -> FunctionOf:
+        """Declare the compensation: of the same form as the step; of a child: a function (session, run).
+
+        It may be tried more than once, so it must not matter how often it succeeds.
+        """
+        act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
+        self.node = dataclasses.replace(self.node, undo=act)
+        self.undo_function = function
+        return function
+
+
+class Saga(Generic[Input]):
+    """A declared saga. Make one for each version, once, in a module that applications and the engine import."""
+
+    def __init__(
+        self,
+        name: str,
+        input: type[Input],  # noqa: A002 - the word of this domain
+        *,
+        version: int = 1,
+        locks: Callable[[Input], Iterable[str]] | None = None,
+        lock_timeout: float = 3600.0,
+    ) -> None:
+        """`input` is a dataclass of JSON values, or `dict`.
+
+        Raise `version` when you change the steps: those that run keep their version, whose definition stays deployed
+        until `outbox saga check` says that none is open. `locks` names what no two sagas may work on at a time: all
+        are taken before the first step, or waited for, `lock_timeout` seconds at most.
+        """
+        if not _NAME.fullmatch(name):
+            raise SagaRefused(f"{name!r} is not a name: use lower-case letters, digits, _ and -")
+        self.name = name
+        self.version = version
+        self.input = input
+        self.locks = locks
+        self.lock_timeout = lock_timeout
+        self.steps: list[Step] = []
+        self._plan: Plan | None = None
+
+    def __repr__(self) -> str:
+        return f"<saga {self.name} version {self.version}>"
+
+    # --------------------------------------------------------------------------------------- declaration
+
+    def _add(
+        self,
+        act: Act,
+        name: str,
+        do: Callable[..., Any] | None,
+        *,
+        after: Step | str | Iterable[Step | str] | None,
+        kind: KindName = "compensatable",
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        irreversible: bool = False,
+        child: Saga[Any] | None = None,
+    ) -> Step:
+        known = {step.name: n for n, step in enumerate(self.steps)}
+        name = name.replace("_", "-")
+        if self._plan is not None:
+            raise SagaRefused(f"saga {self.name!r} is in use: declare step {name!r} before it is started or loaded")
+        if not _NAME.fullmatch(name.removesuffix(".release")) or name in known:
+            raise SagaRefused(f"step {name!r} of saga {self.name!r} is not a name, or is there twice: rename it")
+        if after is None:
+            numbers: tuple[int, ...] = (len(self.steps) - 1,) if self.steps else ()
+        else:
+            names = [after] if isinstance(after, Step | str) else list(after)
+            texts = [(one.name if isinstance(one, Step) else one).replace("_", "-") for one in names]
+            if missing := [text for text in texts if text not in known]:
+                raise SagaRefused(f"step {name!r} comes after {missing[0]!r}, which is not declared before it")
+            numbers = tuple(sorted(known[text] for text in texts))
+        kind_ = Kind(kind)
+        node = Node(
+            name, act, kind_, numbers, None, retry or (FOR_EVER if kind_ is Kind.RETRIABLE else Retry()), timeout,
+            irreversible,
+        )  # fmt: skip
+        step = Step(node, do, child)
+        self.steps.append(step)
+        return step
+
+    @overload
+    def function(self, do: Callable[[Session, Run[Input]], Any], /) -> Step: ...
+    @overload
+    def function(self, **options: Any) -> Callable[[Callable[[Session, Run[Input]], Any]], Step]: ...
+    def function(self, do: Any = None, /, **options: Any) -> Any:
+        """A step that is a function (session, run): what it writes commits with the step's outcome, once.
+
+        It runs in the engine, in the engine's transaction: short work on the same database, and nothing outside of it.
+        What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
+        again as `retry` says. Options: `name`, `after`, `kind`, `retry`, `timeout` (seconds, all tries together).
+        """
+        return self._declare(Act.FUNCTION, do, options)
+
+    @overload
+    def intent(self, do: Callable[[Run[Input]], Made], /) -> Step: ...
+    @overload
+    def intent(self, **options: Any) -> Callable[[Callable[[Run[Input]], Made]], Step]: ...
+    def intent(self, do: Any = None, /, **options: Any) -> Any:
+        """A step that is an intent: a function (run) that returns what a maker of `run` made. It may be called again,
+        and has no effect of its own. Options as for `function`."""
+        return self._declare(Act.INTENT, do, options)
+
+    def mail(self, do: Callable[[Run[Input]], Made] | None = None, /, **options: Any) -> Any:
+        """A step that is a mail: a function (run) that returns `run.mail.send(…)`. Options as for `function`.
+
+        A mail can't be undone: it is the pivot, or comes after it.
+        """
+        return self._declare(Act.INTENT, do, options | {"irreversible": True})
+
+    def _declare(self, act: Act, do: Callable[..., Any] | None, options: dict[str, Any]) -> Any:
+        def declare(do: Callable[..., Any]) -> Step:
+            more = dict(options)
+            name = more.pop("name", None) or do.__name__
+            return self._add(act, name, do, **{"after": None, **more})
+
+        return declare if do is None else declare(do)
+
+    def signal(
+        self, name: str, *, timeout: float | None = None, after: Step | str | Iterable[Step | str] | None = None
+    ) -> Step:
+        """A step that waits for `outbox.signal(session, id, name, payload)`, whose payload is its result.
+
+        If the signal refuses, or doesn't come within `timeout` seconds, the saga goes back.
+        """
+        return self._add(Act.SIGNAL, name, None, after=after, timeout=timeout)
+
+    def delay(self, name: str, seconds: float, *, after: Step | str | Iterable[Step | str] | None = None) -> Step:
+        """A step that waits `seconds`."""
+        return self._add(Act.DELAY, name, None, after=after, timeout=seconds)
+
+    def child(self, child: Saga[Any], **options: Any) -> Callable[[Callable[[Run[Input]], Any]], Step]:
+        """A step that is another saga: a function (run) that returns its input. Done when that has completed, failed
+        when that was compensated. Its compensation is a function (session, run). Options as for `function`."""
+
+        def declare(do: Callable[[Run[Input]], Any]) -> Step:
+            more = dict(options)
+            name = more.pop("name", None) or do.__name__
+            return self._add(Act.CHILD, name, do, child=child, **{"after": None, **more})
+
+        return declare
+
+    # ------------------------------------------------------------------------------------------------ use
+
+    @property
+    def plan(self) -> Plan:
+        """The steps as a value. Raises `SagaRefused` with everything that the linter found."""
+        if self._plan is None:
+            plan = Plan(self.name, self.version, tuple(step.node for step in self.steps))
+            if found := lint(plan):
+                raise SagaRefused(f"saga {self.name!r} can't keep its promise: " + "; ".join(found))
+            self._plan = plan
+        return self._plan
+
+    def check(self) -> None:
+        """Raises `SagaRefused` if the linter finds anything. For a test, or at the end of the module."""
+        _ = self.plan
+
+    def read(self, data: Any) -> Input:
+        """`data` (JSON) as this saga's input."""
+        return self.input(**data) if dataclasses.is_dataclass(self.input) else cast(Input, data)
+
+    def written(self, value: Input) -> Any:
+        """`value` as JSON."""
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        return value
+
+    def payload(self, value: Input, key: str | None = None) -> dict[str, Any]:
+        """The payload of the intent that starts this saga."""
+        if not isinstance(value, self.input):
+            raise SagaRefused(
+                f"saga {self.name!r} is started with {type(value).__name__}: give it {self.input.__name__}"
+            )
+        _ = self.plan
+        made: dict[str, Any] = {"name": self.name, "version": self.version, "input": self.written(value)}
+        if key is not None:
+            made["key"] = key
+        return made
+
+    def id_of(self, key: str) -> UUID:
+        """The id of the saga of this name that was, or will be, started with `key`."""
+        return uuid5(NAMESPACE_URL, f"outbox:saga:{self.name}:{key}")
+
+    def start(self, session: Session, input: Input, *, key: str | None = None) -> UUID:  # noqa: A002 - as above
+        """Start a run when the session's transaction commits, or not at all. → its id.
+
+        `key` makes it idempotent: another start of this name with the same key, whenever it comes, is the same saga.
+        Raises `IntentRefused` and `SagaRefused`.
+        """
+        from outbox.session import Outbox  # noqa: PLC0415 - a definition needs no SQLAlchemy
+
+        saga = uuid4() if key is None else self.id_of(key)
+        Outbox.of(session).emit(session, "saga", "start", str(saga), self.payload(input, key))
+        return saga
