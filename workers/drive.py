@@ -183,7 +183,7 @@ class Drive:
                 name = str(payload["name"])
                 record.notes.append(Note(name, "signal" if accepted else "refusal", who=who))
                 n = plan.number.get(name, -1)
-                if n >= 0 and plan.nodes[n].act is Act.SIGNAL and record.state.steps[n].state in _WAITED:
+                if n >= 0 and plan.nodes[n].act is Act.SIGNAL and _waits(record, n, name):
                     record.results[n] = payload.get("payload")
                     record.changed.add(n)
                 self._pump(record, machine.Signalled(name, accepted))
@@ -248,6 +248,7 @@ class Drive:
     def _try(self, record: Record, n: int, *, undo: bool) -> machine.Event | None:
         """Try a step's action or compensation. → its outcome if it is known at once."""
         node, step = record.definition.plan.nodes[n], record.definition.steps[n]
+        record.touched = True
         record.changed.add(n)
         record.intents[n] = None
         act = node.undo if undo else node.act
@@ -298,7 +299,11 @@ class Drive:
         return None
 
 
-_WAITED = frozenset({StepState.PENDING, StepState.RUNNING})
+
+def _waits(record: Record, n: int, name: str) -> bool:
+    """Whether a signal is the first that its step gets."""
+    came = {name, f"-{name}"} & record.state.signals
+    return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
 
 
 def _stopped(node: Node, was: machine.Step, now: machine.Step) -> bool:

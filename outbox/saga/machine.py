@@ -279,7 +279,7 @@ class _Walk:
                 self._set(n, StepState.DONE)
             else:
                 self._failed(n, "refused")
-        elif self.steps[n].state is StepState.PENDING:
+        elif self.steps[n].state is StepState.PENDING and not {name, f"-{name}"} & self.signals:
             self.signals |= {name if accepted else f"-{name}"}
 
     def _outcome(self, n: int, verdict: Verdict, error: str) -> None:
