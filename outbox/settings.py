@@ -31,12 +31,13 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
-Role = Literal["app", "worker", "saga", "admin"]
+Role = Literal["app", "worker", "operator", "saga", "admin"]
 
 #: Who connects to the embedded Postgres as what.
 _EMBEDDED_USER: dict[Role, str] = {
     "app": "app",
     "worker": "outbox_worker",
+    "operator": "outbox_operator",
     "saga": "saga",
     "admin": "postgres",
 }

@@ -27,6 +27,7 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, Item, LaneView, Outcome
 from outbox.position import Position
+from outbox.saga import store
 from outbox.saga.registry import Definitions
 from outbox.settings import Settings
 from workers.drive import Drive
@@ -67,6 +68,8 @@ class Engine:
         except sa.exc.DBAPIError as error:
             raise _ours(error) from error
         self._work = Stepwork(self._connection, self._settings)
+        with self._transaction() as driver_connection:
+            store.publish(driver_connection, self._definitions)
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
@@ -80,7 +83,6 @@ class Engine:
                 if row is None:
                     raise Fenced(f"lane {self._lane.target}/{self._lane.lane} has a new owner: it stops")
                 yield driver
-                hit("saga.written")
         except sa.exc.DBAPIError as error:
             raise _ours(error) from error
 
@@ -94,6 +96,7 @@ class Engine:
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
         with self._transaction() as driver:
             outcomes = Drive(driver, self._definitions, self._work).run(batch)
+            hit("saga.written")
         hit("saga.committed")
         return outcomes
 

@@ -34,6 +34,16 @@ grant usage on schema outbox to outbox_saga;
 set local role outbox_owner;
 
 ----------------------------------------------------------------------------------------------- sagas
+-- The steps of each definition that an engine was started with, for people and for the check before a deployment.
+create table outbox.saga_plan (
+  name    text        not null,
+  version int         not null,
+  shape   text        not null,
+  nodes   jsonb       not null,
+  seen_at timestamptz not null default outbox.now(),
+  primary key (name, version, shape)
+);
+
 create table outbox.saga (
   id         uuid        primary key,
   name       text        not null,
@@ -154,18 +164,65 @@ as $$
      order by r.place;
 $$;
 
+-- What an operator asks of a saga: cancel it; retry or skip a step that is stuck; or resolve one, by saying whether it
+-- has happened. The engine decides; what it refuses, and who asked, is in outbox.saga_event. Returns the intent's id.
+create function outbox.saga_ask(saga uuid, action text, step text default null, happened boolean default null,
+                                note text default '')
+returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  drawn bigint;
+begin
+  if saga_ask.action is null or saga_ask.action not in ('cancel', 'retry', 'skip', 'resolve') then
+    raise exception using errcode = 'OB003',
+      message = 'there is no such request',
+      hint = 'Ask for cancel, retry, skip or resolve.';
+  end if;
+  if not exists (select from outbox.saga s where s.id = saga_ask.saga) then
+    raise exception using errcode = 'OB003',
+      message = 'there is no saga ' || saga_ask.saga,
+      hint = 'See outbox.saga, or outbox saga list.';
+  end if;
+  if saga_ask.action <> 'cancel'
+     and not exists (select from outbox.saga_step t where t.saga = saga_ask.saga and t.step = saga_ask.step) then
+    raise exception using errcode = 'OB003',
+      message = 'the saga has no such step',
+      hint = 'See outbox.saga_step, or outbox saga show.';
+  end if;
+  if saga_ask.action = 'resolve' and saga_ask.happened is null then
+    raise exception using errcode = 'OB003',
+      message = 'a resolution says whether the step has happened',
+      hint = 'Give happened => true or false.';
+  end if;
+  if length(saga_ask.note) > 1000 then
+    raise exception using errcode = 'OB003',
+      message = 'the note is longer than 1000 characters',
+      hint = 'Write a shorter one.';
+  end if;
+  insert into outbox.log (target, action, key, payload)
+    values ('saga', saga_ask.action, saga_ask.saga::text,
+            jsonb_strip_nulls(jsonb_build_object('step', saga_ask.step, 'happened', saga_ask.happened,
+                                                 'reason', saga_ask.note, 'who', session_user)))
+    returning id into drawn;
+  return drawn;
+end $$;
+
 select outbox.register('saga');
 
 ---------------------------------------------------------------------------------------------- grants
-revoke all on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_void, outbox.saga_event, outbox.saga_lock
-  from public;
+revoke all on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_void, outbox.saga_event, outbox.saga_lock,
+  outbox.saga_plan from public;
 revoke all on function outbox.saga_report(bigint[], text[], text[]) from public;
 
+revoke all on function outbox.saga_ask(uuid, text, text, boolean, text) from public;
+
 grant select on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_void, outbox.saga_event,
-  outbox.saga_lock to outbox_worker, outbox_operator, outbox_reader;
+  outbox.saga_lock, outbox.saga_plan to outbox_worker, outbox_operator, outbox_reader;
+grant execute on function outbox.saga_ask(uuid, text, text, boolean, text) to outbox_operator;
 grant execute on function outbox.saga_report(bigint[], text[], text[]) to outbox_worker;
 
 grant insert, update, delete on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_lock to outbox_saga;
-grant insert on outbox.saga_void, outbox.saga_event to outbox_saga;
+grant insert on outbox.saga_void, outbox.saga_event, outbox.saga_plan to outbox_saga;
 
 reset role;

@@ -27,6 +27,7 @@ COMMANDS = {
     "migrate": "outbox.cli.migrate",
     "status": "outbox.cli.status",
     "search": "outbox.cli.search",
+    "saga": "outbox.cli.saga",
 }
 
 

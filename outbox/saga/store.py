@@ -195,3 +195,24 @@ def _common(records: Sequence[Record]) -> dict[str, Any]:
         "reason": [r.state.reason[:500] for r in records],
         "ended": [r.state.state in machine.ENDED for r in records],
     }
+
+
+def publish(conn: psycopg.Connection[Any], definitions: dict[tuple[str, int], Saga[Any]]) -> None:
+    """Make the steps of the deployed definitions known to people and to `outbox saga check`."""
+    for (name, version), saga in definitions.items():
+        plan = saga.plan
+        nodes = [
+            {
+                "step": node.name,
+                "act": node.act.value,
+                "kind": node.kind.value,
+                "after": [plan.nodes[n].name for n in node.after],
+                "undo": node.undo is not None,
+                "timeout": node.timeout,
+            }
+            for node in plan.nodes
+        ]
+        conn.execute(
+            sql.load("saga_plan_put"),
+            {"name": name, "version": version, "shape": plan.shape, "nodes": json.dumps(nodes)},
+        )
