@@ -21,21 +21,14 @@ from outbox.errors import Permanent
 from outbox.intent import Intent, payload_text
 from outbox.log import append_parameters
 from outbox.participant import APPLIED, Outcome, Verdict
-from outbox.saga import locks, machine, store
-from outbox.saga.machine import ENDED, SagaState, StepState
+from outbox.saga import locks, machine, states, store
 from outbox.saga.plan import Act, Node
 from outbox.saga.registry import Definitions
+from outbox.saga.states import ENDED, SagaState, StepState
 from outbox.saga.store import Note, Record, Timer, Unreadable
 from workers.stepwork import Came, Stepwork
 
 _BLOCKED = Outcome(Verdict.BLOCKED)
-
-_VERDICTS = {
-    "applied": machine.Verdict.APPLIED,
-    "failed": machine.Verdict.FAILED,
-    "void": machine.Verdict.VOID,
-    "unknown": machine.Verdict.UNKNOWN,
-}
 
 
 class _Append(NamedTuple):
@@ -89,21 +82,19 @@ class Drive:
 
     def _take(self, intent: Intent) -> Outcome:
         saga = _id(intent)
-        if saga is None:
-            return Outcome(Verdict.POISON, error="the key is not a saga's id: use the one that start() returned")
+        found = None if saga is None else self._sagas.get(saga)
+        if isinstance(found, Unreadable):
+            # Another engine may know it, or the next deployment: it waits like anything that fails.
+            return Outcome(Verdict.RETRY, error=f"saga {found.name!r} version {found.version} {found.why}")
         try:
-            payload = intent.payload
-            found = self._sagas.get(saga)
-            if isinstance(found, Unreadable):
-                # Another engine may know it, or the next deployment: it waits like anything that fails.
-                return Outcome(Verdict.RETRY, error=f"saga {found.name!r} version {found.version} {found.why}")
+            if saga is None:
+                raise Permanent("the key is not a saga's id: use the one that start() returned")  # noqa: TRY301
             if intent.action == "start":
-                return APPLIED if found else self._start(saga, intent, payload)
-            if found is None:
-                if intent.action in ("outcome", "timer", "granted"):
-                    return APPLIED  # of a saga that was removed
-                return Outcome(Verdict.POISON, error="there is no saga of this id: it was never started, or is removed")
-            self._event(found, intent, payload)
+                return APPLIED if found else self._start(saga, intent, intent.payload)
+            if found is not None:
+                self._event(found, intent, intent.payload)
+            elif intent.action not in ("outcome", "timer", "granted"):
+                raise Permanent("there is no saga of this id: it was never started, or is removed")  # noqa: TRY301
         except Permanent as error:
             return Outcome(Verdict.POISON, error=str(error))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -124,89 +115,98 @@ class Drive:
             record.parent, record.parent_intent = UUID(payload["parent"]), intent.id
         self._sagas[saga] = record
         record.touched = True
-        event: machine.Event | None = machine.Started()
+        event: states.Event | None = states.Started()
         if definition.locks is not None:
             event = self._lock(record)
         if event is not None:
             self._pump(record, event)
         return APPLIED
 
-    def _lock(self, record: Record) -> machine.Event | None:
+    def _lock(self, record: Record) -> states.Event | None:
         """Ask for the saga's locks. → what follows at once; None: it waits."""
         definition = record.definition
         assert definition.locks is not None  # noqa: S101 - the caller looked
         try:
             names = sorted(set(definition.locks(self._work.given(record).input)))
         except Exception as error:  # noqa: BLE001 - the application's function
-            return machine.Cancelled(f"its locks could not be named ({type(error).__name__})")
+            return states.Cancelled(f"its locks could not be named ({type(error).__name__})")
         # Its row comes first: locks refer to it.
         store.save(self._conn, [record])
         record.revision, record.changed, record.touched = 1, set(), True
         match locks.take(self._conn, record.id, names, record.parent):
             case "held":
-                return machine.Started()
+                return states.Started()
             case "deadlock":
-                return machine.Cancelled(
-                    "one of its locks would wait for itself: it is held by what waits for this saga"
-                )
+                return states.Cancelled("its lock is held by what waits for it, so it would wait for itself")
         record.timers.append(Timer("", "timeout", 0, 0, definition.lock_timeout))
         record.notes.append(Note(None, "waits for its locks"))
         return None
 
     def _event(self, record: Record, intent: Intent, payload: dict[str, Any]) -> None:
-        who = str(payload.get("who") or "")
-        plan = record.definition.plan
         match intent.action:
             case "outcome":
-                if payload["intent"] not in record.intents:
-                    return
-                n = record.intents.index(payload["intent"])
-                one = record.state.steps[n]
-                verdict, error = _VERDICTS[payload["verdict"]], str(payload.get("error") or "")
-                if verdict is not machine.Verdict.APPLIED:
-                    record.notes.append(Note(plan.nodes[n].name, verdict.value, error))
-                elif one.state is StepState.RECALLED:
-                    record.notes.append(Note(plan.nodes[n].name, "late success"))
-                self._pump(record, machine.Outcome(n, one.round, one.tries, verdict, error))
-            case "timer" if payload["step"] == "":
-                if record.state.state is SagaState.WAITING:
-                    self._pump(record, machine.Cancelled("its locks were not free in time"))
+                self._outcome(record, payload)
             case "timer":
-                n = plan.number[payload["step"]]
-                if payload["what"] == "timeout" and plan.nodes[n].act is not Act.DELAY:
-                    record.notes.append(Note(payload["step"], "timeout"))
-                self._pump(record, machine.Rang(n, payload["what"], payload["round"], payload["tries"]))
+                self._timer(record, payload)
             case "granted":
-                self._pump(record, machine.Started())
+                self._pump(record, states.Started())
             case "signal":
-                accepted = payload.get("accepted", True) is True
-                name = str(payload["name"])
-                record.notes.append(Note(name, "signal" if accepted else "refusal", who=who))
-                n = plan.number.get(name, -1)
-                if n >= 0 and plan.nodes[n].act is Act.SIGNAL and _waits(record, n, name):
-                    record.results[n] = payload.get("payload")
-                    record.changed.add(n)
-                self._pump(record, machine.Signalled(name, accepted))
+                self._signal(record, payload)
             case "cancel":
                 reason = str(payload.get("reason") or "")
-                record.notes.append(Note(None, "cancel", reason, who))
-                self._pump(record, machine.Cancelled(reason))
+                record.notes.append(Note(None, "cancel", reason, str(payload.get("who") or "")))
+                self._pump(record, states.Cancelled(reason))
             case "retry" | "skip" | "resolve":
-                n = plan.number[payload["step"]]
-                happened = payload.get("happened") is True
-                detail = str(payload.get("reason") or "")
-                what = (
-                    intent.action if intent.action != "resolve" else f"resolve as {'done' if happened else 'not done'}"
-                )
-                record.notes.append(Note(payload["step"], what, detail, who))
-                asked: dict[str, machine.Event] = {"retry": machine.Retried(n), "skip": machine.Skipped(n)}
-                self._pump(record, asked.get(intent.action, machine.Resolved(n, happened)))
+                self._asked(record, intent.action, payload)
             case _:
                 raise Permanent(f"the engine knows no action {intent.action!r}: skip this intent")
 
+    def _outcome(self, record: Record, payload: dict[str, Any]) -> None:
+        if payload["intent"] not in record.intents:
+            return  # of an earlier round
+        n = record.intents.index(payload["intent"])
+        node, one = record.definition.plan.nodes[n], record.state.steps[n]
+        verdict, error = states.Verdict(payload["verdict"]), str(payload.get("error") or "")
+        if verdict is not states.Verdict.APPLIED:
+            record.notes.append(Note(node.name, verdict.value, error))
+        elif one.state is StepState.RECALLED:
+            record.notes.append(Note(node.name, "late success"))
+        self._pump(record, states.Outcome(n, one.round, one.tries, verdict, error))
+
+    def _timer(self, record: Record, payload: dict[str, Any]) -> None:
+        if not payload["step"]:
+            if record.state.state is SagaState.WAITING:
+                self._pump(record, states.Cancelled("its locks were not free in time"))
+            return
+        n = record.definition.plan.number[payload["step"]]
+        if payload["what"] == "timeout" and record.definition.plan.nodes[n].act is not Act.DELAY:
+            record.notes.append(Note(payload["step"], "timeout"))
+        self._pump(record, states.Rang(n, payload["what"], payload["round"], payload["tries"]))
+
+    def _signal(self, record: Record, payload: dict[str, Any]) -> None:
+        plan, name = record.definition.plan, str(payload["name"])
+        accepted = payload.get("accepted", True) is True
+        record.notes.append(Note(name, "signal" if accepted else "refusal", who=str(payload.get("who") or "")))
+        n = plan.number.get(name, -1)
+        if n >= 0 and plan.nodes[n].act is Act.SIGNAL and _waits(record, n, name):
+            record.results[n] = payload.get("payload")
+            record.changed.add(n)
+        self._pump(record, states.Signalled(name, accepted))
+
+    def _asked(self, record: Record, action: str, payload: dict[str, Any]) -> None:
+        n = record.definition.plan.number[payload["step"]]
+        happened = payload.get("happened") is True
+        event: states.Event = states.Resolved(n, happened)
+        what = f"resolve: {'done' if happened else 'not done'}"
+        if action != "resolve":
+            event, what = (states.Retried(n) if action == "retry" else states.Skipped(n)), action
+        note = Note(payload["step"], what, str(payload.get("reason") or ""), str(payload.get("who") or ""))
+        record.notes.append(note)
+        self._pump(record, event)
+
     # ------------------------------------------------------------------------------------- what follows
 
-    def _pump(self, record: Record, first: machine.Event) -> None:
+    def _pump(self, record: Record, first: states.Event) -> None:
         """Let the machine decide, until nothing follows at once any more."""
         plan = record.definition.plan
         events = deque([first])
@@ -227,25 +227,25 @@ class Drive:
         if record.notes or record.timers:
             record.touched = True
 
-    def _carry_out(self, record: Record, command: machine.Command) -> machine.Event | None:
+    def _carry_out(self, record: Record, command: states.Command) -> states.Event | None:
         plan = record.definition.plan
         match command:
-            case machine.Do(n):
+            case states.Do(n):
                 return self._try(record, n, undo=False)
-            case machine.Undo(n):
+            case states.Undo(n):
                 return self._try(record, n, undo=True)
-            case machine.Recall(n):
+            case states.Recall(n):
                 return self._recall(record, n)
-            case machine.Ring(n, what):
+            case states.Ring(n, what):
                 node, one = plan.nodes[n], record.state.steps[n]
                 seconds = node.timeout if what == "timeout" else node.retry.wait(one.tries)
                 assert seconds is not None  # noqa: S101 - a timeout is asked for where there is one
                 record.timers.append(Timer(node.name, what, one.round, one.tries, seconds))
-            case machine.Refused(reason):
+            case states.Refused(reason):
                 record.notes.append(Note(None, "refused", reason))
         return None
 
-    def _try(self, record: Record, n: int, *, undo: bool) -> machine.Event | None:
+    def _try(self, record: Record, n: int, *, undo: bool) -> states.Event | None:
         """Try a step's action or compensation. → its outcome if it is known at once."""
         node, step = record.definition.plan.nodes[n], record.definition.steps[n]
         record.touched = True
@@ -254,11 +254,11 @@ class Drive:
         act = node.undo if undo else node.act
         if act is Act.FUNCTION:
             came = self._work.function(record, step, undo=undo)
-            if came.verdict is machine.Verdict.APPLIED and not undo:
+            if came.verdict is states.Verdict.APPLIED and not undo:
                 record.results[n] = came.result
             return self._came(record, n, came)
         came = self._work.payload(record, step) if act is Act.CHILD else self._work.intent(record, step, undo=undo)
-        if came.verdict is not machine.Verdict.APPLIED:
+        if came.verdict is not states.Verdict.APPLIED:
             return self._came(record, n, came)
         if act is Act.CHILD:
             child = self._child(record, n)
@@ -271,25 +271,25 @@ class Drive:
         self._appends.append(_Append(intent, record, n))
         return None
 
-    def _came(self, record: Record, n: int, came: Came) -> machine.Event:
+    def _came(self, record: Record, n: int, came: Came) -> states.Event:
         one = record.state.steps[n]
-        if came.verdict is not machine.Verdict.APPLIED:
+        if came.verdict is not states.Verdict.APPLIED:
             name = record.definition.plan.nodes[n].name
             record.errors[n] = came.error
             record.notes.append(Note(name, came.verdict.value, came.error))
-        return machine.Outcome(n, one.round, one.tries, came.verdict, came.error)
+        return states.Outcome(n, one.round, one.tries, came.verdict, came.error)
 
     def _child(self, record: Record, n: int) -> UUID:
         one = record.state.steps[n]
         return uuid5(record.id, f"{n}:{one.round}:{one.tries}")
 
-    def _recall(self, record: Record, n: int) -> machine.Event | None:
+    def _recall(self, record: Record, n: int) -> states.Event | None:
         """Call back what is in flight. What was not even appended yet is void at once."""
         mine = [a for a in self._appends if a.record is record and a.step == n]
         if mine:
             self._appends.remove(mine[0])
             one = record.state.steps[n]
-            return machine.Outcome(n, one.round, one.tries, machine.Verdict.VOID)
+            return states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
         if record.definition.plan.nodes[n].act is Act.CHILD:
             child = record.results[n]["saga"]
             asked = {"reason": record.state.reason or "its parent goes back", "who": "its parent"}
@@ -299,14 +299,13 @@ class Drive:
         return None
 
 
-
 def _waits(record: Record, n: int, name: str) -> bool:
     """Whether a signal is the first that its step gets."""
     came = {name, f"-{name}"} & record.state.signals
     return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
 
 
-def _stopped(node: Node, was: machine.Step, now: machine.Step) -> bool:
+def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
     """Whether a timeout that was set means nothing any more."""
     timed = node.timeout is not None and node.act is not Act.DELAY
     return timed and was.state is StepState.RUNNING and now.state is not StepState.RUNNING

@@ -93,7 +93,7 @@ class Engine:
     def position(self) -> Position | None:
         return None
 
-    def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
+    def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - kept by the lane
         with self._transaction() as driver:
             outcomes = Drive(driver, self._definitions, self._work).run(batch)
             hit("saga.written")

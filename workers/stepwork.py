@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from outbox.errors import OutboxError, Permanent
 from outbox.intent import Intent, payload_text
 from outbox.saga.definition import Step
-from outbox.saga.machine import Verdict
 from outbox.saga.run import Action, BlobMaker, IndexMaker, MailMaker, Run
+from outbox.saga.states import Verdict
 from outbox.saga.store import Record
 from outbox.session import Outbox
 from outbox.settings import Settings
@@ -79,13 +79,11 @@ class Stepwork:
         assert function is not None  # noqa: S101 - as above
         try:
             made = function(self.given(record))
-            action = made if isinstance(made, Action) else Action(made)
-            if not isinstance(action.intent, Intent):
-                raise Permanent(f"step {step.name!r} returned no intent: return what a maker of run made")
-            payload_text(action.result)
         except Exception as error:  # noqa: BLE001 - as above
             return _judge(error, record, step)
-        return Came(Verdict.APPLIED, action)
+        if not isinstance(made, Action) or not isinstance(made.intent, Intent):
+            return Came(Verdict.FAILED, error=f"step {step.name!r} returned no intent: return what a maker of run made")
+        return Came(Verdict.APPLIED, made)
 
     def payload(self, record: Record, step: Step) -> Came:
         """The payload that starts a child, as the result of APPLIED."""

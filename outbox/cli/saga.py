@@ -18,7 +18,7 @@ import psycopg
 from outbox.cli.table import seconds, table
 from outbox.database import connect
 from outbox.saga import picture, view
-from outbox.saga.machine import SagaState
+from outbox.saga.states import SagaState
 from outbox.settings import Settings
 
 HELP = "look at sagas; cancel them, or retry, skip or resolve their steps"
@@ -147,16 +147,19 @@ def _show(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
 
 def _timeline(shown: view.Shown) -> list[tuple[Any, ...]]:
     """Steps that began and ended, and what happened in between, in order of time."""
-    found: list[tuple[datetime, int, tuple[Any, ...]]] = []
+    found: list[tuple[datetime, int, tuple[Any, ...]]] = [
+        (one["at"], 1, (one["step"], one["what"], _clean(one["detail"]) or None, one["who"] or None))
+        for one in shown.events
+    ]
     for step in shown.steps:
-        if step["began_at"]:
-            found.append((step["began_at"], 0, (step["step"], "begins", None, None)))
-        if step["ended_at"] and step["began_at"]:
+        if not step["began_at"]:
+            continue
+        found.append((step["began_at"], 0, (step["step"], "begins", None, None)))
+        if step["ended_at"]:
             found.append((step["ended_at"], 2, (step["step"], step["state"], _clean(step["error"]) or None, None)))
         elif step["parked"]:
-            found.append((step["began_at"], 3, (step["step"], "parked", f"intent {step['intent']}: {step['parked']}", None)))
-    for one in shown.events:
-        found.append((one["at"], 1, (one["step"], one["what"], _clean(one["detail"]) or None, one["who"] or None)))
+            why = f"intent {step['intent']}: {step['parked']}"
+            found.append((step["began_at"], 3, (step["step"], "parked", why, None)))
     found.sort(key=lambda entry: entry[:2])
     return [(f"{at:%H:%M:%S.%f}"[:-3], *rest) for at, _, rest in found]
 

@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from outbox.errors import OutboxError
@@ -43,8 +43,25 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 KindName = Literal["compensatable", "pivot", "retriable"]
-Made = Action | Sequence[Any]
 FunctionOf = TypeVar("FunctionOf", bound=Callable[..., Any])
+Function = Callable[["Session", Run[Input]], Any]
+"""(session, run) → the step's result."""
+Maker = Callable[[Run[Input]], Action]
+"""(run) → what a maker of `run` made."""
+
+
+class Options(TypedDict, total=False):
+    """What can be said of each step that does something."""
+
+    #: Instead of the function's name. `_` is written `-`.
+    name: str
+    #: The steps that must be done before: by default the one declared before; `()` for none.
+    after: Step | str | Iterable[Step | str] | None
+    #: compensatable (the default), pivot or retriable.
+    kind: KindName
+    retry: Retry
+    #: Seconds from the step's begin, all tries together, after which it has failed.
+    timeout: float
 
 
 class SagaRefused(OutboxError):
@@ -146,39 +163,53 @@ class Saga(Generic[Input]):
         return step
 
     @overload
-    def function(self, do: Callable[[Session, Run[Input]], Any], /) -> Step: ...
+    def function(self, do: Function[Input], /) -> Step: ...
     @overload
-    def function(self, **options: Any) -> Callable[[Callable[[Session, Run[Input]], Any]], Step]: ...
-    def function(self, do: Any = None, /, **options: Any) -> Any:
+    def function(self, /, **options: Unpack[Options]) -> Callable[[Function[Input]], Step]: ...
+    def function(self, do: Function[Input] | None = None, /, **options: Unpack[Options]) -> Any:
         """A step that is a function (session, run): what it writes commits with the step's outcome, once.
 
         It runs in the engine, in the engine's transaction: short work on the same database, and nothing outside of it.
         What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
-        again as `retry` says. Options: `name`, `after`, `kind`, `retry`, `timeout` (seconds, all tries together).
+        again as `retry` says.
         """
         return self._declare(Act.FUNCTION, do, options)
 
     @overload
-    def intent(self, do: Callable[[Run[Input]], Made], /) -> Step: ...
+    def intent(self, do: Maker[Input], /) -> Step: ...
     @overload
-    def intent(self, **options: Any) -> Callable[[Callable[[Run[Input]], Made]], Step]: ...
-    def intent(self, do: Any = None, /, **options: Any) -> Any:
+    def intent(self, /, **options: Unpack[Options]) -> Callable[[Maker[Input]], Step]: ...
+    def intent(self, do: Maker[Input] | None = None, /, **options: Unpack[Options]) -> Any:
         """A step that is an intent: a function (run) that returns what a maker of `run` made. It may be called again,
-        and has no effect of its own. Options as for `function`."""
+        and has no effect of its own."""
         return self._declare(Act.INTENT, do, options)
 
-    def mail(self, do: Callable[[Run[Input]], Made] | None = None, /, **options: Any) -> Any:
-        """A step that is a mail: a function (run) that returns `run.mail.send(…)`. Options as for `function`.
+    @overload
+    def mail(self, do: Maker[Input], /) -> Step: ...
+    @overload
+    def mail(self, /, **options: Unpack[Options]) -> Callable[[Maker[Input]], Step]: ...
+    def mail(self, do: Maker[Input] | None = None, /, **options: Unpack[Options]) -> Any:
+        """A step that is a mail: a function (run) that returns `run.mail.send(…)`.
 
         A mail can't be undone: it is the pivot, or comes after it.
         """
-        return self._declare(Act.INTENT, do, options | {"irreversible": True})
+        return self._declare(Act.INTENT, do, options, irreversible=True)
 
-    def _declare(self, act: Act, do: Callable[..., Any] | None, options: dict[str, Any]) -> Any:
+    def child(self, child: Saga[Any], **options: Unpack[Options]) -> Callable[[Callable[[Run[Input]], Any]], Step]:
+        """A step that is another saga: a function (run) that returns its input. Done when that has completed, failed
+        when that was compensated. Its compensation is a function (session, run)."""
+        return cast(Callable[[Callable[[Run[Input]], Any]], Step], self._declare(Act.CHILD, None, options, child=child))
+
+    def _declare(
+        self, act: Act, do: Callable[..., Any] | None, options: Options, *, irreversible: bool = False,
+        child: Saga[Any] | None = None,
+    ) -> Any:  # fmt: skip
         def declare(do: Callable[..., Any]) -> Step:
-            more = dict(options)
-            name = more.pop("name", None) or do.__name__
-            return self._add(act, name, do, **{"after": None, **more})
+            return self._add(
+                act, options.get("name") or do.__name__, do, after=options.get("after"),
+                kind=options.get("kind", "compensatable"), retry=options.get("retry"), timeout=options.get("timeout"),
+                irreversible=irreversible, child=child,
+            )  # fmt: skip
 
         return declare if do is None else declare(do)
 
@@ -194,17 +225,6 @@ class Saga(Generic[Input]):
     def delay(self, name: str, seconds: float, *, after: Step | str | Iterable[Step | str] | None = None) -> Step:
         """A step that waits `seconds`."""
         return self._add(Act.DELAY, name, None, after=after, timeout=seconds)
-
-    def child(self, child: Saga[Any], **options: Any) -> Callable[[Callable[[Run[Input]], Any]], Step]:
-        """A step that is another saga: a function (run) that returns its input. Done when that has completed, failed
-        when that was compensated. Its compensation is a function (session, run). Options as for `function`."""
-
-        def declare(do: Callable[[Run[Input]], Any]) -> Step:
-            more = dict(options)
-            name = more.pop("name", None) or do.__name__
-            return self._add(Act.CHILD, name, do, child=child, **{"after": None, **more})
-
-        return declare
 
     # ------------------------------------------------------------------------------------------------ use
 

@@ -17,189 +17,31 @@ Whatever doesn't fit the state (a duplicate, an answer to an earlier round) chan
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import NamedTuple
-
 from outbox.saga.plan import Act, Kind, Plan
-
-
-class SagaState(StrEnum):
-    """Where a saga is."""
-
-    #: Waits for its locks; nothing was done.
-    WAITING = "waiting"
-    #: Goes forward, and can still go back.
-    RUNNING = "running"
-    #: The pivot is done: forward only.
-    COMPLETING = "completing"
-    #: Goes back.
-    COMPENSATING = "compensating"
-    #: Nothing goes on by itself: an operator decides.
-    STUCK = "stuck"
-    COMPLETED = "completed"
-    COMPENSATED = "compensated"
-
-
-ENDED = frozenset({SagaState.COMPLETED, SagaState.COMPENSATED})
-
-
-class StepState(StrEnum):
-    """Where a step is."""
-
-    PENDING = "pending"
-    #: Its action is armed: it may have happened from now on.
-    RUNNING = "running"
-    #: To be given up, if it is not done yet: the participant answers.
-    RECALLED = "recalled"
-    DONE = "done"
-    #: It did not happen.
-    FAILED = "failed"
-    UNDOING = "undoing"
-    UNDONE = "undone"
-    #: It keeps failing: an operator decides.
-    STUCK = "stuck"
-    #: Never begun, or left out by an operator.
-    SKIPPED = "skipped"
-
-
-class Decision(StrEnum):
-    """Which way the saga goes. Taken once, and never changed."""
-
-    OPEN = "open"
-    COMMIT = "commit"
-    ABORT = "abort"
-
-
-class Verdict(StrEnum):
-    """What became of a try."""
-
-    APPLIED = "applied"
-    #: It did not happen, and another try can't help.
-    FAILED = "failed"
-    #: It did not happen, and another try may help (functions; participants try again by themselves).
-    AGAIN = "again"
-    #: Recalled before it was tried.
-    VOID = "void"
-    #: It may have happened, and nobody will ever know.
-    UNKNOWN = "unknown"
-
-
-class Step(NamedTuple):
-    """A step's state. (round, tries) names one try: each do and each undo begins a new round."""
-
-    state: StepState = StepState.PENDING
-    round: int = 0
-    #: Failed tries of this round.
-    tries: int = 0
-
-
-class Saga(NamedTuple):
-    """A saga's state; what the plan doesn't say."""
-
-    state: SagaState
-    decision: Decision
-    steps: tuple[Step, ...]
-    #: Signals that came before their step.
-    signals: frozenset[str] = frozenset()
-    #: Why it goes back, or what it is stuck at.
-    reason: str = ""
-
-
-# ------------------------------------------------------------------------------------------------- events
-
-
-class Started(NamedTuple):
-    """The saga begins (its locks, if any, are held)."""
-
-
-class Outcome(NamedTuple):
-    """What became of a try of a step."""
-
-    step: int
-    round: int
-    tries: int
-    verdict: Verdict
-    error: str = ""
-
-
-class Rang(NamedTuple):
-    """A timer of a step: `timeout` (of a round), `retry` (of a try)."""
-
-    step: int
-    what: str
-    round: int
-    tries: int = 0
-
-
-class Signalled(NamedTuple):
-    """A signal came; a refused approval is not accepted."""
-
-    name: str
-    accepted: bool = True
-
-
-class Cancelled(NamedTuple):
-    """Somebody wants the saga to go back."""
-
-    reason: str
-
-
-class Retried(NamedTuple):
-    """An operator wants a stuck step to be tried again."""
-
-    step: int
-
-
-class Skipped(NamedTuple):
-    """An operator wants a stuck step to be left out."""
-
-    step: int
-
-
-class Resolved(NamedTuple):
-    """An operator says whether a step has happened (a heuristic outcome)."""
-
-    step: int
-    happened: bool
-
-
-Event = Started | Outcome | Rang | Signalled | Cancelled | Retried | Skipped | Resolved
-
-# ----------------------------------------------------------------------------------------------- commands
-
-
-class Do(NamedTuple):
-    """Try the action of a step."""
-
-    step: int
-
-
-class Undo(NamedTuple):
-    """Try the compensation of a step."""
-
-    step: int
-
-
-class Recall(NamedTuple):
-    """Make what is in flight of a step void, unless it is done already; an outcome follows."""
-
-    step: int
-
-
-class Ring(NamedTuple):
-    """Set a timer: `timeout` of the round that begins, `retry` after the failed tries so far."""
-
-    step: int
-    what: str
-
-
-class Refused(NamedTuple):
-    """What was asked for can't be done."""
-
-    reason: str
-
-
-Command = Do | Undo | Recall | Ring | Refused
+from outbox.saga.states import (
+    ENDED,
+    Cancelled,
+    Command,
+    Decision,
+    Do,
+    Event,
+    Outcome,
+    Rang,
+    Recall,
+    Refused,
+    Resolved,
+    Retried,
+    Ring,
+    Saga,
+    SagaState,
+    Signalled,
+    Skipped,
+    Started,
+    Step,
+    StepState,
+    Undo,
+    Verdict,
+)  # fmt: skip
 
 _SETTLED = frozenset({StepState.SKIPPED, StepState.FAILED, StepState.UNDONE, StepState.PENDING})
 _FLYING = frozenset({StepState.RUNNING, StepState.RECALLED, StepState.UNDOING})
@@ -239,7 +81,7 @@ class _Walk:
 
     # ---------------------------------------------------------------------------------------- the events
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:  # noqa: C901 - one branch for each event
         match event:
             case Started():
                 if self.state is not SagaState.WAITING:
@@ -255,8 +97,12 @@ class _Walk:
                 self._outcome(n, verdict, error)
             case Rang(n, what, number, tries):
                 self._rang(n, what, number, tries)
-            case Retried(n) | Skipped(n) | Resolved(n):
-                self._operated(n, event)
+            case Retried(n):
+                self._helped(n, skip=False)
+            case Skipped(n):
+                self._helped(n, skip=True)
+            case Resolved(n, happened):
+                self._resolved(n, happened=happened)
         if self.state is not SagaState.WAITING:
             self._advance()
 
@@ -320,33 +166,32 @@ class _Walk:
             elif node.kind is not Kind.RETRIABLE:
                 self._give_up(n, f"step {node.name!r} timed out")
 
-    def _operated(self, n: int, event: Retried | Skipped | Resolved) -> None:
+    def _resolved(self, n: int, *, happened: bool) -> None:
         now = self.steps[n].state
-        if isinstance(event, Resolved):
-            if now not in (StepState.STUCK, *_FLYING):
-                self.commands.append(Refused(f"the step is {now}: only what is under way or stuck can be resolved"))
-                return
-            if now is StepState.RUNNING or now is StepState.RECALLED:
-                # Whatever is still in flight must not happen after somebody said how it was.
-                self.commands.append(Recall(n))
-            undo = now is StepState.UNDOING or (now is StepState.STUCK and self.decision is Decision.ABORT)
-            if event.happened:
-                self._set(n, StepState.UNDONE if undo else StepState.DONE)
-            elif undo:
-                self._begin(n, StepState.UNDOING)
-            elif self.plan.nodes[n].kind is Kind.RETRIABLE:
-                self._begin(n, StepState.RUNNING)
-            else:
-                self._failed(n, "resolved by an operator: it did not happen")
-        elif now is not StepState.STUCK:
+        if now is not StepState.STUCK and now not in _FLYING:
+            self.commands.append(Refused(f"the step is {now}: only what is under way or stuck can be resolved"))
+            return
+        if now is not StepState.STUCK:
+            # Whatever is still in flight must not happen after somebody said how it was.
+            self.commands.append(Recall(n))
+        undo = now is StepState.UNDOING or (now is StepState.STUCK and self.decision is Decision.ABORT)
+        if happened:
+            self._set(n, StepState.UNDONE if undo else StepState.DONE)
+        elif undo:
+            self._begin(n, StepState.UNDOING)
+        elif self.plan.nodes[n].kind is Kind.RETRIABLE:
+            self._begin(n, StepState.RUNNING)
+        else:
+            self._failed(n, "resolved by an operator: it did not happen")
+
+    def _helped(self, n: int, *, skip: bool) -> None:
+        now = self.steps[n].state
+        if now is not StepState.STUCK:
             self.commands.append(Refused(f"the step is {now}: only a stuck one can be retried or skipped"))
-        elif isinstance(event, Skipped):
-            if self.decision is Decision.OPEN:
-                self.commands.append(Refused("nobody knows whether the pivot is done: resolve it"))
-            else:
-                self._set(n, StepState.SKIPPED)
         elif self.decision is Decision.OPEN:
             self.commands.append(Refused("nobody knows whether the pivot is done: resolve it"))
+        elif skip:
+            self._set(n, StepState.SKIPPED)
         else:
             self._begin(n, StepState.UNDOING if self.decision is Decision.ABORT else StepState.RUNNING)
 

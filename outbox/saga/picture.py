@@ -12,13 +12,18 @@ from typing import Any
 #: How a state is drawn in a terminal.
 MARKS = {
     "pending": "·", "running": "▶", "recalled": "◁", "done": "✔", "failed": "✘", "undoing": "◀", "undone": "↺",
-    "stuck": "‼", "skipped": "–",
+    "stuck": "‼", "skipped": "-",
 }  # fmt: skip
 
 _COLOURS = {
     "pending": "#eeeeee", "running": "#cfe2ff", "recalled": "#ffe5b4", "done": "#cdeccf", "failed": "#f5c2c7",
     "undoing": "#ffe5b4", "undone": "#e2d9f3", "stuck": "#ff8080", "skipped": "#eeeeee",
 }  # fmt: skip
+
+_ARROW = (
+    '<defs><marker id="a" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">'
+    '<path d="M0,0 L8,4 L0,8 z"/></marker></defs>'
+)
 
 _WIDTH, _HEIGHT, _GAP = 150, 44, 50
 
@@ -80,8 +85,7 @@ def svg(nodes: Nodes, states: Mapping[str, str], title: str) -> str:
     height = 44 + max((len(several) for several in grid), default=0) * (_HEIGHT + 20)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">',
-        '<defs><marker id="a" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">'
-        '<path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
+        _ARROW,
         f"<title>{escape(title)}</title>",
         f'<text x="10" y="20" font-size="14">{escape(title)}</text>',
     ]
@@ -97,9 +101,10 @@ def svg(nodes: Nodes, states: Mapping[str, str], title: str) -> str:
         x, y = place[node["step"]]
         state = states.get(node["step"], "")
         thick = 3 if node["kind"] == "pivot" else 1
+        colour = _COLOURS.get(state, "#ffffff")
+        box = f'x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="6"'
         lines += [
-            f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" stroke="#333" stroke-width="{thick}" '
-            f'fill="{_COLOURS.get(state, "#ffffff")}"/>',
+            f'<rect {box} stroke="#333" stroke-width="{thick}" fill="{colour}"/>',
             f'<text x="{x + 8}" y="{y + 18}" font-size="12">{escape(node["step"])}</text>',
             f'<text x="{x + 8}" y="{y + 35}" font-size="10" fill="#555">{escape(node["kind"])} {escape(state)}</text>',
         ]

@@ -146,34 +146,49 @@ def lint(plan: Plan) -> list[str]:
 
 
 def _wrong(plan: Plan, n: int, node: Node) -> list[str]:
-    pivot = plan.pivot
-    found = []
-    past = pivot is not None and pivot in plan.before[n]
-    if node.kind is Kind.COMPENSATABLE and node.has_effect:
-        if node.irreversible:
-            found.append("can't be undone and stands before the pivot: make it the pivot or put it after it")
-        elif node.undo is None:
-            found.append("has no compensation: give it one with .undo, or make it the pivot or retriable")
-    if node.kind is Kind.RETRIABLE and not past:
-        found.append("is retriable, and nothing before it is the pivot: name the pivot, and put this step after it")
-    if node.kind is Kind.RETRIABLE and node.undo is not None:
-        found.append("has a compensation that would never run, because it stands after the pivot: remove one of them")
-    if node.kind is Kind.PIVOT and node.undo is not None:
-        found.append("is the pivot and has a compensation, but nothing is undone once it is done: remove one of them")
-    if node.kind is Kind.COMPENSATABLE and pivot is not None and n not in plan.before[pivot]:
+    wrong = [*_wrong_time(node)]
+    match node.kind:
+        case Kind.COMPENSATABLE:
+            wrong += _wrong_before(plan, n, node)
+        case Kind.PIVOT if node.undo is not None:
+            wrong.append("is the pivot and has a compensation, which would never run: remove one of them")
+        case Kind.RETRIABLE:
+            if plan.pivot is None or plan.pivot not in plan.before[n]:
+                wrong.append(
+                    "is retriable, and nothing before it is the pivot: name the pivot, and put this step after it"
+                )
+            if node.undo is not None:
+                wrong.append(
+                    "has a compensation that would never run, because it stands after the pivot: remove one of them"
+                )
+            if node.timeout is not None:
+                wrong.append("stands after the pivot and must succeed, so it can't time out: remove the timeout")
+    return wrong
+
+
+def _wrong_before(plan: Plan, n: int, node: Node) -> list[str]:
+    wrong = []
+    if node.irreversible:
+        wrong.append("can't be undone and stands before the pivot: make it the pivot or put it after it")
+    elif node.has_effect and node.undo is None:
+        wrong.append("has no compensation: give it one with .undo, or make it the pivot or retriable")
+    if plan.pivot is not None and n not in plan.before[plan.pivot]:
         if node.act is Act.SIGNAL:
-            found.append("waits for a signal after the pivot, where nothing can fail any more: put it before the pivot")
-        elif not (past and node.act is Act.DELAY):
-            found.append("is not before the pivot, which would decide without it: name it in the pivot's after=")
+            wrong.append("waits for a signal after the pivot, where nothing can fail any more: put it before the pivot")
+        elif node.act is not Act.DELAY:
+            wrong.append("is not before the pivot, which would decide without it: name it in the pivot's after=")
+    return wrong
+
+
+def _wrong_time(node: Node) -> list[str]:
+    wrong = []
     if node.act is Act.SIGNAL and node.timeout is None:
-        found.append("may wait for ever: give it a timeout")
+        wrong.append("may wait for ever: give it a timeout")
     if node.timeout is not None and node.timeout <= 0:
-        found.append("has a timeout that is over at once: give it seconds")
-    if node.kind is Kind.RETRIABLE and node.timeout is not None and node.act is not Act.DELAY:
-        found.append("stands after the pivot and must succeed, so it can't time out: remove the timeout")
-    if node.act is Act.FUNCTION and node.timeout is not None and node.timeout < node.retry.span:
-        found.append(
+        wrong.append("has a timeout that is over at once: give it seconds")
+    elif node.act is Act.FUNCTION and node.timeout is not None and node.timeout < node.retry.span:
+        wrong.append(
             f"times out after {node.timeout:g} s, before its {node.retry.attempts} tries are over "
             f"(up to {node.retry.span:g} s): raise the timeout or lower the tries"
         )
-    return found
+    return wrong

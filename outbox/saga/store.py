@@ -16,9 +16,9 @@ import psycopg
 
 from outbox import sql
 from outbox.errors import Fenced
-from outbox.saga import machine
+from outbox.saga import machine, states
 from outbox.saga.definition import Saga
-from outbox.saga.machine import Decision, SagaState, StepState
+from outbox.saga.states import Decision, SagaState, StepState
 
 
 class Note(NamedTuple):
@@ -46,7 +46,7 @@ class Record:
 
     id: UUID
     definition: Saga[Any]
-    state: machine.Saga
+    state: states.Saga
     #: The input as JSON text.
     body: str
     key: str | None = None
@@ -105,16 +105,16 @@ def load(
             why = "was started with other steps than are deployed under this version: see `outbox saga check`"
             found[saga] = Unreadable(name, version, why)
             continue
-        begun = machine.Saga(SagaState(state), Decision(decision), (), frozenset(signals), reason)
+        begun = states.Saga(SagaState(state), Decision(decision), (), frozenset(signals), reason)
         found[saga] = Record(saga, definition, begun, body, key, parent, parent_intent, revision)
-    steps: dict[UUID, list[machine.Step]] = {}
+    steps: dict[UUID, list[states.Step]] = {}
     if found:
         for saga, _name, state, number, tries, intent, result, error in conn.execute(
             sql.load("saga_load_steps"), {"ids": list(found)}
         ):
             record = found[saga]
             if isinstance(record, Record):
-                steps.setdefault(saga, []).append(machine.Step(StepState(state), number, tries))
+                steps.setdefault(saga, []).append(states.Step(StepState(state), number, tries))
                 record.results.append(None if result is None else json.loads(result))
                 record.errors.append(error)
                 record.intents.append(intent)
@@ -193,7 +193,7 @@ def _common(records: Sequence[Record]) -> dict[str, Any]:
         "decision": [r.state.decision.value for r in records],
         "signals": [json.dumps(sorted(r.state.signals)) for r in records],
         "reason": [r.state.reason[:500] for r in records],
-        "ended": [r.state.state in machine.ENDED for r in records],
+        "ended": [r.state.state in states.ENDED for r in records],
     }
 
 

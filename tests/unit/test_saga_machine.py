@@ -14,8 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from outbox.saga import machine as m
-from outbox.saga.machine import Decision, SagaState, StepState, Verdict
+from outbox.saga import states as s
 from outbox.saga.plan import Act, Kind, Node, Plan, Retry
+from outbox.saga.states import Decision, SagaState, StepState, Verdict
 
 TWICE = Retry(attempts=2)
 
@@ -54,42 +55,42 @@ class Flight(NamedTuple):
 class World(NamedTuple):
     """A saga, and everything around it."""
 
-    saga: m.Saga
+    saga: s.Saga
     flights: frozenset[Flight]
     timers: frozenset[tuple[int, str, int, int]]
     #: Per step: 0 not happened, 1 happened, 2 happened and undone.
     effects: tuple[int, ...]
     cancelled: bool = False
     signalled: bool = False
-    helped: int = 0
+    helped: bool = False
 
 
 def begin(plan: Plan) -> World:
     world = World(m.begin(plan), frozenset(), frozenset(), (0,) * len(plan.nodes))
-    return after(plan, world, m.Started())
+    return after(plan, world, s.Started())
 
 
-def after(plan: Plan, world: World, event: m.Event) -> World:
+def after(plan: Plan, world: World, event: s.Event) -> World:
     saga, commands = m.step(plan, world.saga, event)
     flights, timers = set(world.flights), set(world.timers)
     for command in commands:
         match command:
-            case m.Do(n) | m.Undo(n):
+            case s.Do(n) | s.Undo(n):
                 one = saga.steps[n]
-                undo = isinstance(command, m.Undo)
+                undo = isinstance(command, s.Undo)
                 same = [f for f in flights if f.step == n]
                 assert not same, f"two tries of one step at a time: {same}"
                 if undo:
                     check_undo(plan, saga, world, n)
                 flights.add(Flight(n, undo, one.round, one.tries))
-            case m.Recall(n):
+            case s.Recall(n):
                 flights = {f._replace(recalled=True) if f.step == n else f for f in flights}
-            case m.Ring(n, what):
+            case s.Ring(n, what):
                 timers.add((n, what, saga.steps[n].round, saga.steps[n].tries))
     return world._replace(saga=saga, flights=frozenset(flights), timers=frozenset(timers))
 
 
-def check_undo(plan: Plan, saga: m.Saga, world: World, n: int) -> None:
+def check_undo(plan: Plan, saga: s.Saga, world: World, n: int) -> None:
     """A compensation begins only when everything after the step is undone or has never happened."""
     assert saga.decision is Decision.ABORT
     for later, before in enumerate(plan.before):
@@ -109,23 +110,25 @@ def moves(plan: Plan, world: World) -> Iterator[World]:
         return
     for timer in world.timers:
         rung = world._replace(timers=world.timers - {timer})
-        yield after(plan, rung, m.Rang(*timer))
+        yield after(plan, rung, s.Rang(*timer))
     if not world.cancelled:
-        yield after(plan, world._replace(cancelled=True), m.Cancelled("why"))
-    for n, one in enumerate(plan.nodes):
-        if one.act is Act.SIGNAL and not world.signalled:
-            for accepted in (True, False):
-                yield after(plan, world._replace(signalled=True), m.Signalled(one.name, accepted))
-    if world.helped < 1:
+        yield after(plan, world._replace(cancelled=True), s.Cancelled("why"))
+    if not world.signalled:
+        for name, accepted in product([one.name for one in plan.nodes if one.act is Act.SIGNAL], (True, False)):
+            yield after(plan, world._replace(signalled=True), s.Signalled(name, accepted))
+    if not world.helped:
         for n, step in enumerate(world.saga.steps):
             if step.state is StepState.STUCK:
-                helped = world._replace(helped=world.helped + 1)
-                yield after(plan, helped, m.Retried(n))
-                yield after(plan, helped, m.Skipped(n))
-                for happened in (True, False):
-                    truth = 2 if world.saga.decision is Decision.ABORT and happened else int(happened)
-                    told = helped._replace(effects=put(world.effects, n, truth))
-                    yield after(plan, told, m.Resolved(n, happened))
+                yield from help_(plan, world._replace(helped=True), n)
+
+
+def help_(plan: Plan, world: World, n: int) -> Iterator[World]:
+    """What an operator may do about a stuck step; what one says about it is the truth."""
+    yield after(plan, world, s.Retried(n))
+    yield after(plan, world, s.Skipped(n))
+    for happened in (True, False):
+        truth = 2 if world.saga.decision is Decision.ABORT and happened else int(happened)
+        yield after(plan, world._replace(effects=put(world.effects, n, truth)), s.Resolved(n, happened))
 
 
 def put(effects: tuple[int, ...], n: int, value: int) -> tuple[int, ...]:
@@ -145,43 +148,50 @@ def answers(plan: Plan, world: World, flight: Flight) -> Iterator[World]:
     if flight.recalled:
         verdicts.append((Verdict.VOID, world.effects[n]))
     for verdict, effect in verdicts:
-        event = m.Outcome(n, flight.round, flight.tries, verdict, "error")
+        event = s.Outcome(n, flight.round, flight.tries, verdict, "error")
         yield after(plan, rest._replace(effects=put(rest.effects, n, effect)), event)
 
 
 def check(plan: Plan, world: World) -> None:
+    check_progress(plan, world)
+    check_promise(plan, world)
+    check_duplicates(plan, world.saga)
+
+
+def check_progress(plan: Plan, world: World) -> None:
+    """It never hangs: with nothing under way, it has ended, or says what it is stuck at."""
     saga = world.saga
-    quiet = not world.flights and not any(
-        what == "retry" or saga.steps[n].state is StepState.RUNNING for n, what, *_ in world.timers
-    )
-    waiting = any(
-        one.state is StepState.RUNNING and plan.nodes[n].act is Act.SIGNAL for n, one in enumerate(saga.steps)
-    )
-    # It never hangs: with nothing under way, it has ended, or says what it is stuck at.
-    if quiet and not waiting:
-        assert saga.state in (*m.ENDED, SagaState.STUCK), saga
-    skipped_by_hand = world.helped > 0
-    if saga.state is SagaState.COMPLETED:
-        assert saga.decision is Decision.COMMIT
-        for n, effect in enumerate(world.effects):
-            if plan.nodes[n].has_effect and not skipped_by_hand:
-                assert effect == 1, (plan.nodes[n].name, world)
-    if saga.state is SagaState.COMPENSATED:
-        assert saga.decision is Decision.ABORT
-        for n, effect in enumerate(world.effects):
-            if not (skipped_by_hand and saga.steps[n].state is StepState.SKIPPED):
-                assert effect != 1, (plan.nodes[n].name, world)
+    running = {n for n, one in enumerate(saga.steps) if one.state is StepState.RUNNING}
+    timed = any(what == "retry" or n in running for n, what, *_ in world.timers)
+    waits = any(plan.nodes[n].act is Act.SIGNAL for n in running)
+    if not (world.flights or timed or waits):
+        assert saga.state in (*s.ENDED, SagaState.STUCK), saga
     if saga.state is SagaState.STUCK:
         assert saga.reason
         assert any(one.state is StepState.STUCK for one in saga.steps)
+
+
+def check_promise(plan: Plan, world: World) -> None:
+    """Completed or compensated, never both; what an operator left out is for people to know."""
+    saga = world.saga
+    by_hand = {n for n, one in enumerate(saga.steps) if world.helped and one.state is StepState.SKIPPED}
+    effects = {n: world.effects[n] for n, one in enumerate(plan.nodes) if one.has_effect and n not in by_hand}
+    if saga.state is SagaState.COMPLETED:
+        assert saga.decision is Decision.COMMIT
+        assert set(effects.values()) <= {1}, world
+    if saga.state is SagaState.COMPENSATED:
+        assert saga.decision is Decision.ABORT
+        assert 1 not in effects.values(), world
     if saga.decision is Decision.COMMIT:
         assert 2 not in world.effects, "undone after the decision to go forward"
-    # Whatever was answered already changes nothing when it comes again, however late.
+
+
+def check_duplicates(plan: Plan, saga: s.Saga) -> None:
+    """Whatever was answered already changes nothing when it comes again, however late."""
     for n, one in enumerate(saga.steps):
-        for number, tries in product(range(1, one.round + 1), range(2)):
+        for number, tries, verdict in product(range(1, one.round + 1), range(2), Verdict):
             if one.state not in m._FLYING or (number, tries) != (one.round, one.tries):
-                for verdict in Verdict:
-                    assert m.step(plan, saga, m.Outcome(n, number, tries, verdict)) == (saga, []), (n, number, tries)
+                assert m.step(plan, saga, s.Outcome(n, number, tries, verdict)) == (saga, []), (n, number, tries)
 
 
 @pytest.mark.parametrize("name", PLANS)

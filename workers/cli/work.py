@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from outbox import status
+from outbox.database import connect
 from outbox.errors import NotReady
 from outbox.participant import Participant
 from outbox.settings import Settings, required
@@ -68,9 +70,26 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
 
 
 def _all(args: argparse.Namespace) -> int:
-    """One process each (an open index must not be forked, and one that dies must not take the others along)."""
-    Settings.load(args.state, role="worker")
+    """Everything; with --until-idle again until nothing is left, because what a saga does next depends on what the
+    others have just done."""
+    settings = Settings.load(args.state, role="worker")
     stop = process.Stop().install()
+    while True:
+        failed = _round(args, stop)
+        if failed or stop.is_set() or not args.until_idle or not _behind(settings):
+            return 1 if failed else 0
+
+
+def _behind(settings: Settings) -> bool:
+    """Whether anything was written that a lane has not passed."""
+    with connect(settings.database, name="work") as conn:
+        picture = status.read(conn)
+    return picture.log["last_id"] > picture.log["high"] or any(lane["behind"] for lane in picture.lanes)
+
+
+def _round(args: argparse.Namespace, stop: threading.Event) -> bool:
+    """One process each (an open index must not be forked, and one that dies must not take the others along), until they
+    have all ended or one has failed. → whether one has."""
     state = ["--state", args.state] if args.state else []
     idle = ["--until-idle"] if args.until_idle else []
     command = [sys.executable, "-m", "outbox", "work"]
@@ -96,4 +115,4 @@ def _all(args: argparse.Namespace) -> int:
                 child.terminate()
         for child in running.values():
             child.wait()
-    return 1 if failed else 0
+    return failed
