@@ -29,6 +29,15 @@ logger = logging.getLogger("outbox.saga")
 
 _USED = "outbox.saga.used"
 
+_CHECK = """
+savepoint outbox_check;
+set constraints all immediate;
+rollback to savepoint outbox_check;
+release savepoint outbox_check
+"""
+# What would fail at the engine's COMMIT must fail here, where it takes nobody else along. The rollback gives the
+# constraints back the mode that they had; they are checked once more at the COMMIT.
+
 
 class Came(NamedTuple):
     """What a function came to."""
@@ -67,7 +76,7 @@ class Stepwork:
                 result = function(session, self.given(record))
                 if not undo:
                     payload_text(result)
-                session.commit() if not session.info.get(_USED) else _commit(session)
+                _commit(session)
             except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
                 session.rollback()
                 return _judge(error, record, step)
@@ -100,11 +109,15 @@ def _note_use(session: Session, _transaction: SessionTransaction, _connection: s
 
 
 def _commit(session: Session) -> None:
+    if not session.in_transaction():
+        return  # the function didn't touch it
     session.flush()
-    # What would fail at the engine's COMMIT must fail here, where it takes nobody else along.
-    session.execute(sa.text("set constraints all immediate"))
+    if not session.info.get(_USED):
+        session.commit()
+        return
+    driver: Any = session.connection().connection.dbapi_connection
+    driver.execute(_CHECK)
     session.commit()
-    session.connection().execute(sa.text("set constraints all deferred"))
 
 
 def _judge(error: Exception, record: Record, step: Step) -> Came:

@@ -153,6 +153,27 @@ def test_saga_function_fails_alone_when_a_deferred_constraint_would_fail_at_comm
     assert rig.state(other) == "completed"
 
 
+def test_saga_function_may_defer_constraints_when_an_earlier_one_was_checked(rig: Rig) -> None:
+    rig.admin.execute("create table late (n int unique deferrable initially deferred)")
+    rig.admin.execute("grant all on late to app")
+    saga: Saga[dict[str, Any]] = Saga("swap", dict)
+
+    @saga.function
+    def a(session: Session, _run: Any) -> None:
+        session.execute(sa.text("insert into late values (1), (2)"))
+
+    @saga.function
+    def b(session: Session, _run: Any) -> None:
+        session.execute(sa.text("update late set n = 2 where n = 1"))
+        session.execute(sa.text("update late set n = 1 where ctid = (select min(ctid) from late)"))
+
+    for step in (a, b):
+        step.undo(lambda _session, _run: None)
+    started = rig.start(saga, {})
+    rig.settle()
+    assert rig.state(started) == "completed"
+
+
 def test_saga_function_is_tried_again_when_it_fails_for_now(rig: Rig) -> None:
     saga: Saga[dict[str, Any]] = Saga("again", dict)
     tries = []
