@@ -134,6 +134,7 @@ class BlobStore:
                 folder = stack.enter_context(self.folder("staging"))
                 try:
                     digest, found = _write(folder, name, chunks, size, limit)
+                    hit("blob.written")
                     os.fsync(folder)
                 except BaseException:
                     with suppress(OSError):
@@ -229,6 +230,7 @@ class BlobStore:
                     if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime >= age:
                         os.unlink(name, dir_fd=folder)
                         purged += 1
+                        hit("sweep.purged")
         return purged
 
     @contextmanager

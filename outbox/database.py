@@ -1,42 +1,93 @@
-"""Connections to Postgres, and whether its schema fits this code."""
+"""Connections to Postgres, and whether its schema fits this code.
+
+A connection of ours is never waited for without end. A network that swallows packets, or a peer that is suspended,
+looks like a slow one: neither side is told. So each side has patience for so many seconds (`connect`), the program
+for an answer, and the server for the next statement of a transaction that was begun.
+
+Through a pooler (PgBouncer) a session is no session: each transaction may run on another server connection.
+`connect` recognises that, and does without everything that a session would have to remember.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 
 from outbox.errors import DatabaseNewer, NotMigrated, NotReady
 
 HEAD = "0004"
 """The newest migration that this code knows. Checked against `alembic/versions` by a test."""
 
+PATIENCE = 600.0
+"""Seconds, where a caller doesn't say: for commands and housekeeping, whose statements may take their time."""
 
-_SESSION = """
-select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') in ('off', 'local');
-select set_config(name, value, false)
-  from (values ('enable_bitmapscan', 'off'), ('enable_seqscan', 'off'), ('jit', 'off'),
-               ('plan_cache_mode', 'force_generic_plan')) as s (name, value)
+_Value = TypeVar("_Value")
+
+_DURABLE = """
+select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') in ('off', 'local')
 """
+_SESSION = """
+select set_config(name, value, false)
+  from (values ('idle_in_transaction_session_timeout', %s), ('tcp_keepalives_idle', '10'),
+               ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'), ('enable_bitmapscan', 'off'),
+               ('enable_seqscan', 'off'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan')) as s (name, value)
+"""
+# A transaction of a worker that was cut off or suspended holds its lane's row, and keeps the next owner out.
 # The last four: every statement here has an index made for it, and the statistics of a table that only grows are
 # always late. With a default of one row expected, Postgres reads and sorts the whole batch for each page (measured:
 # six times slower on a batch of 100,000), and plans anew over all partitions each time.
 
 
-def connect(url: str, *, name: str, check: bool = True) -> psycopg.Connection[Any]:
+class Connection(psycopg.Connection[Any]):
+    """A connection that is lost (psycopg.OperationalError) when the server doesn't answer for `patience` seconds."""
+
+    patience = PATIENCE
+    #: Whether a pooler stands before the server: nothing that is set or listened to in the session lasts.
+    pooled = False
+
+    def wait(self, gen: PQGen[_Value], *args: Any, **more: Any) -> _Value:
+        """psycopg's wait, with an end."""
+        return super().wait(self._patiently(gen), *args, **more)
+
+    def _patiently(self, gen: PQGen[_Value]) -> PQGen[_Value]:
+        # Here and not by SO_RCVTIMEO or TCP_USER_TIMEOUT: a proxy on the way confirms what it never hands on.
+        deadline = time.monotonic() + self.patience
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > deadline:
+                    break
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            value: _Value = done.value
+            return value
+        self.pgconn.finish()
+        raise psycopg.OperationalError(f"no answer for {self.patience:.0f} s")
+
+
+def connect(url: str, *, name: str, check: bool = True, patience: float = PATIENCE) -> Connection:
     """A connection in autocommit mode, for workers and commands.
 
-    `name` shows up in pg_stat_activity. Dead peers are noticed within half a minute. Commits wait for the
-    disk even where the server's default says otherwise: what a worker has recorded must not be forgotten.
-    Raises `NotReady` with what to do when the server can't be reached, or the schema doesn't fit.
+    `name` shows up in pg_stat_activity. `patience` is how many seconds either side waits for the other: without an
+    answer the connection is lost, and a transaction left lying is rolled back by the server. Peers whose machine is
+    gone are noticed within half a minute. Commits wait for the disk even where the server's default says otherwise:
+    what a worker has recorded must not be forgotten.
+
+    Raises `NotReady` with what to do when the server can't be reached, when the schema doesn't fit, or when there is a
+    pooler and commits would not wait for the disk.
     """
     try:
-        conn = psycopg.connect(
+        conn = Connection.connect(
             url,
             autocommit=True,
             application_name=f"outbox {name}",
-            connect_timeout=10,
+            connect_timeout=math.ceil(min(10.0, max(2.0, patience))),
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=3,
@@ -47,13 +98,33 @@ def connect(url: str, *, name: str, check: bool = True) -> psycopg.Connection[An
     except psycopg.ProgrammingError as error:
         raise NotReady(f"the database's URL is not right ({reason(error)}): correct OUTBOX_DATABASE") from error
     try:
-        conn.execute(_SESSION)
+        conn.patience = patience
+        _set_up(conn)
         if check:
             check_schema(conn)
     except BaseException:
         conn.close()
         raise
     return conn
+
+
+def _set_up(conn: Connection) -> None:
+    pid, durable = conn.execute(
+        "select pg_backend_pid(), current_setting('synchronous_commit') not in ('off', 'local')"
+    ).fetchone() or (0, False)
+    # A pooler tells a process number of its own making.
+    conn.pooled = pid != conn.info.backend_pid
+    if not conn.pooled:
+        conn.execute(_DURABLE)
+        conn.execute(_SESSION, (str(round(conn.patience * 1000)),))
+        return
+    conn.prepare_threshold = None
+    if not durable:
+        user = conn.info.user
+        raise NotReady(
+            f"there is a pooler before the database, and commits of {user} don't wait for the disk: "
+            f"run ALTER ROLE {user} SET synchronous_commit = on, or connect past the pooler"
+        )
 
 
 class Unreachable(NotReady):

@@ -73,6 +73,10 @@ class NotThisLog(Permanent):
     """A position names a tick that this log doesn't have: the participant has seen another history."""
 
 
+class NotThisLane(NotThisLog):
+    """The participant's data were written for another lane, or under another number of lanes."""
+
+
 class NotReady(OutboxError):
     """Something that the command needs is not set up, or of another version; the text says what to do."""
 

@@ -2,9 +2,10 @@
 
 Each claim raises the lane's epoch, and every later write of the owner requires that epoch to be
 current, so that an owner which was paused, cut off or declared dead can't write. The database's clock
-alone decides whether a lease has run out; the owner counts by its own monotonic clock, from before the
-claim was sent, and stops by itself at 0.7 of the lease. After Gray and Cheriton's leases, with the fencing
-tokens of Chubby.
+alone decides whether a lease has run out. The owner counts by a clock of its own, from before the claim was
+sent, and after 0.7 of the lease it makes no effect any more without asking: if nobody has claimed the lane
+since, it renews and goes on, however late. After Gray and Cheriton's leases, with the fencing tokens of Chubby;
+`tests/model/lease.py` is the protocol as a model, with every interleaving.
 
 No row lock is held while an owner works. Everything written here is durable when the call returns.
 """
@@ -15,8 +16,10 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,15 @@ TTL = 15.0
 when its process is seen to be gone, and after this time otherwise."""
 
 SAFE_SHARE = 0.7
-"""Share of the lease after which an owner that couldn't renew stops by itself."""
+"""Share of the lease after which an owner that couldn't renew makes no effect without asking."""
+
+RENEW_SHARE = 1 / 3
+"""Share of the lease after which it is renewed: two renewals may fail before anything is lost."""
+
+#: Seconds that go on while the machine is suspended (Linux; elsewhere the lid of a laptop may stop them).
+now: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 def place() -> str:
@@ -50,6 +61,12 @@ def is_gone(where: str) -> bool:
     if len(parts) != 5 or tuple(parts[1:3]) != _machine():
         return False
     return _started(int(parts[3])) != parts[4]
+
+
+def owner_of(where: str | None) -> str:
+    """`where` for people: host:pid."""
+    parts = (where or "nobody").split("/")
+    return f"{parts[0]}:{parts[3]}" if len(parts) == 5 else parts[0]
 
 
 def _machine() -> tuple[str, str]:
@@ -84,7 +101,7 @@ class Lane:
     deaths: int
     #: Whether the owner before went away without releasing.
     unclean: bool
-    #: time.monotonic() after which this owner must not write.
+    #: `now()` after which this owner must ask before it makes an effect.
     deadline: float
     #: What the lane's row says it is doing.
     state: str = field(default="draining")
@@ -96,29 +113,37 @@ class Lane:
     def _me(self) -> dict[str, Any]:
         return {"target": self.target, "lane": self.lane, "epoch": self.epoch}
 
-    def check(self) -> None:
-        """Raise `Fenced` if the lease may have run out."""
-        if time.monotonic() >= self.deadline:
-            raise Fenced(f"lane {self} could not renew its lease in time: it stops, and claims again")
+    def check(self, conn: psycopg.Connection[Any]) -> None:
+        """Before an effect: make sure that the lane is still ours. Raises `Fenced`.
+
+        Costs nothing while the lease is fresh. When it may have run out, because the process was suspended, the
+        machine is slow or renewals don't get through, the database is asked.
+        """
+        if now() >= self.deadline:
+            self.renew(conn)
+
+    @property
+    def renewal(self) -> float:
+        """`now()` when the lease is to be renewed: a third of it is over."""
+        return self.deadline - (SAFE_SHARE - RENEW_SHARE) * self.ttl
 
     def _must(self, row: object | None) -> None:
         if row is None:
             raise Fenced(f"lane {self} has a new owner (this one's epoch was {self.epoch}): it stops")
 
     def renew(self, conn: psycopg.Connection[Any]) -> None:
-        """Extend the lease by its full length. Raises `Fenced`."""
-        sent = time.monotonic()
+        """Extend the lease by its full length, also one that has run out if nobody claimed it. Raises `Fenced`."""
+        sent = now()
         self._must(conn.execute(sql.load("lane_renew"), {**self._me, "ttl": self.ttl}).fetchone())
+        hit("lane.renewed")
         self.deadline = sent + SAFE_SHARE * self.ttl
 
     def fence(self, conn: psycopg.Connection[Any]) -> None:
         """Inside a transaction: hold the lane against a new owner until it ends. Raises `Fenced`."""
-        self.check()
         self._must(conn.execute(sql.load("lane_fence"), self._me).fetchone())
 
     def advance(self, conn: psycopg.Connection[Any], position: Position) -> None:
         """Append the lane's new position. Raises `Fenced`."""
-        self.check()
         row = conn.execute(
             sql.load("lane_advance"),
             {**self._me, "tick": position.tick, "upto": position.upto, "after": position.after},
@@ -140,6 +165,7 @@ class Lane:
                 {**self._me, "state": state, "reason": reason, "clear_deaths": clear_deaths},
             ).fetchone()
         )
+        hit("lane.shown")
         self.state = state
         if clear_deaths:
             self.deaths = 0
@@ -147,10 +173,12 @@ class Lane:
     def suspect(self, conn: psycopg.Connection[Any], number: int) -> None:
         """After deaths: note the intent that the next batch begins with. Raises `Fenced`."""
         self._must(conn.execute(sql.load("lane_suspect"), {**self._me, "id": number}).fetchone())
+        hit("lane.suspected")
 
     def release(self, conn: psycopg.Connection[Any]) -> None:
         """Give the lane back. No error if it is gone already."""
         conn.execute(sql.load("lane_release"), self._me)
+        hit("lane.released")
 
 
 def stand(conn: psycopg.Connection[Any], target: str, lane: int) -> Position:
@@ -173,14 +201,14 @@ def claim(
     """Become the owner of a lane, or None while somebody else is.
 
     Takes a lane at once whose owner ran on this machine and is gone, or was this process itself (`mine`: the
-    owner that it was before it lost the database).
+    owner that it was before it lost the database). Never waits: an owner that is just writing is alive.
     """
     row = conn.execute(sql.load("lane_owner"), {"target": target, "lane": lane}).fetchone()
     if row is None:
         raise NotReady(f"there is no lane {target}/{lane}: register it with select outbox.register('{target}')")
     back = mine is not None and row[0] == mine
     dead = row[0] if back or (row[0] is not None and is_gone(row[1])) else None
-    sent = time.monotonic()
+    sent = now()
     taken = conn.execute(
         sql.load("lane_claim"),
         {
@@ -195,5 +223,6 @@ def claim(
     ).fetchone()
     if taken is None:
         return None
+    hit("lane.claimed")
     epoch, low, high, deaths, unclean = taken
     return Lane(target, lane, epoch, Slots(low, high), ttl, deaths, unclean, sent + SAFE_SHARE * ttl)

@@ -6,7 +6,9 @@ and every try sends the same bytes:
 
 * Message-ID, Date and the MIME boundaries are fixed here. They and the envelope sender carry the *token*,
   which is what tells this mail from any other in a queue, a log or a Maildir.
-* The text is pure ASCII with CRLF (RFC 5322; 8-bit parts become base64 or quoted-printable).
+* The text is ASCII with CRLF (RFC 5322; 8-bit parts become base64 or quoted-printable). Only where a header names
+  an address that ASCII can't write (`jörg@example.org`) are the headers UTF-8 (RFC 6532), and the mail needs a
+  server with SMTPUTF8. Such an address in `Bcc` alone needs it for itself only.
 * `Bcc` is in the envelope and not in the message.
 
 Raises `AddressInvalid` for an address or a header that can't be sent safely. Addresses are checked before
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import re
+import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -38,10 +41,11 @@ LINE_LIMIT = 998
 
 #: ASCII only, whatever the server offers: what 8BITMIME saves isn't worth a second form of each mail.
 _POLICY = policy.SMTP.clone(cte_type="7bit")
+_POLICY_UTF8 = _POLICY.clone(utf8=True)
 
-# RFC 5321 dot-string. A quoted local part is legal, next to unused, and the usual way to smuggle a second
-# address past a parser.
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+# RFC 5321 dot-string, with RFC 6531's letters beyond ASCII. A quoted local part is legal, next to unused, and the
+# usual way to smuggle a second address past a parser.
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+"
 _LOCAL = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NAMED = re.compile(r"(?P<name>[^<>@]*)<(?P<address>[^<>]*)>")
@@ -72,16 +76,20 @@ def message_domain(domain: str, what: str = "domain") -> str:
 
 
 def message_address(address: str, what: str = "address") -> str:
-    """`address` as it goes into an envelope, or `AddressInvalid`. `what` names the field, not the address."""
+    """`address` as it goes into an envelope, or `AddressInvalid`. `what` names the field, not the address.
+
+    The domain comes back in ASCII, the name before it in Unicode's NFC. A name that isn't ASCII can be sent only
+    to servers that offer SMTPUTF8; whether the next one does is found out when the mail is sent.
+    """
     if not isinstance(address, str):
         raise AddressInvalid(f"{what} is a {type(address).__name__}: give text like name@example.org")
     _no_controls(address, what)
-    local, at, domain = address.rpartition("@")
+    # One form for what looks the same: servers compare bytes. First, because it can turn a letter into a sign.
+    local, at, domain = unicodedata.normalize("NFC", address).rpartition("@")
     if not at or not local:
         raise AddressInvalid(f"{what} has no domain or no name before it: write it like name@example.org")
-    if not local.isascii():
-        raise AddressInvalid(f"{what} has letters outside ASCII before the @, which few servers take: use another")
-    if len(local) > 64 or not _LOCAL.fullmatch(local):
+    # What isn't printable is blanks of all kinds, marks that turn the direction of writing, lone surrogates.
+    if len(local.encode("utf-8", "replace")) > 64 or not local.isprintable() or not _LOCAL.fullmatch(local):
         raise AddressInvalid(f"{what} is not one plain address: write it like name@example.org, one in each entry")
     return f"{local}@{message_domain(domain, what)}"
 
@@ -189,14 +197,16 @@ def _payload(message: EmailMessage, domain: str, recipients: Sequence[str], in_d
 
 
 def _render(message: EmailMessage) -> str:
+    addresses = [address for _, header in message.items() for address in getattr(header, "addresses", ())]
+    unicode = not all(address.addr_spec.isascii() for address in addresses)
     try:
-        text = message.as_bytes(policy=_POLICY).decode("ascii")
+        text = message.as_bytes(policy=_POLICY_UTF8 if unicode else _POLICY).decode("utf-8" if unicode else "ascii")
     except (UnicodeError, MessageError, ValueError, LookupError) as error:
         raise PayloadInvalid(
             f"the mail can't be written as ASCII ({type(error).__name__}): "
             "set its parts with set_content() and add_attachment(), which encode them"
         ) from None
-    if any(len(line) > LINE_LIMIT for line in text.split("\r\n")):
+    if any(len(line.encode()) > LINE_LIMIT for line in text.split("\r\n")):
         raise PayloadInvalid(
             f"the mail has a line of more than {LINE_LIMIT} bytes, which servers refuse: "
             "shorten the header, or set the part with set_content(), which folds it"

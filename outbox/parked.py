@@ -1,6 +1,7 @@
 """Parked intents: set aside with their reason, so that a failing intent never stops its lane.
 
-Everything here happens in the owner's transaction, under the lane's fence, and is durable with it.
+The worker's side: everything here happens in the owner's transaction, under the lane's fence, and is durable with
+it. What operators do with the same intents is in `outbox.decision`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import psycopg
 from outbox import sql
 from outbox.lane import Lane
 
-Reason = Literal["retry", "poison", "in_doubt", "blocked", "due"]
+Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped"]
 
 
 class Parking(NamedTuple):
@@ -21,7 +22,7 @@ class Parking(NamedTuple):
 
     id: int
     #: retry: at a time; poison: an operator decides; in_doubt: the effect may have happened; blocked: behind
-    #: another intent of its key; due: its time has not come.
+    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker.)
     reason: Reason
     attempts: int = 0
     #: Seconds until the next try, for `retry`.
@@ -90,6 +91,12 @@ def _share(lane: Lane) -> dict[str, Any]:
 def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]:
     """Take intents out. → for each of their keys: whether others are still parked behind it."""
     return {row[0]: row[1] for row in conn.execute(sql.load("parked_remove"), {"ids": list(ids)})}
+
+
+def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:
+    """The intents that operators have skipped. Look at them after `keys`, never before: a skip between the two then
+    shows up here, or its key is still one that others queue behind."""
+    return {row[0] for row in conn.execute(sql.load("parked_skipped"), _share(lane))}
 
 
 def keys(conn: psycopg.Connection[Any], lane: Lane) -> set[str]:

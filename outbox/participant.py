@@ -13,7 +13,7 @@ What it may raise from any method:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -47,6 +47,8 @@ class Outcome(NamedTuple):
     error: str = ""
     #: Seconds that the participant asked to wait before the next try.
     retry_after: float | None = None
+    #: Two-phase participants: what the receipt names is prepared, and takes effect by `TwoPhase.release`.
+    prepared: bool = False
 
 
 APPLIED = Outcome(Verdict.APPLIED)
@@ -90,6 +92,12 @@ class LaneView(NamedTuple):
     epoch: int
     #: Whether the owner before went away without a word.
     unclean: bool
+    #: The first and the last slot of the lane's keys, of 0 … 16383. A participant that keeps its position
+    #: refuses data that were written under others: its position says nothing about the keys of these.
+    slots: tuple[int, int] = (0, 16383)
+    #: Raises `Fenced` when the lane has another owner by now. The reader asks before each `apply`; a participant
+    #: whose effects can't be fenced where they are made asks before each of them, and lets the exception through.
+    check: Callable[[], None] = lambda: None
 
 
 @runtime_checkable
@@ -151,3 +159,23 @@ class Timed(Protocol):
 
     def wake(self) -> bool:
         """Do what is due by the database's clock. → whether there was any. Called about as often as `apply`."""
+
+
+@runtime_checkable
+class TwoPhase(Protocol):
+    """What a participant has beside `Participant` if its effects can be prepared before they are made.
+
+    `records_attempts` must be set. `apply` prepares: durable, invisible, and to be found again by `probe` or by a
+    later `apply`. Its outcomes say `prepared`, and their receipts are stored, durably and for the whole batch in one
+    round trip, before `release` is called. So nothing is ever guessed after a crash:
+
+    * prepared, and not recorded: `probe` finds it (and answers NOT_APPLIED with the receipt), or it is prepared again.
+    * recorded: `apply` is told its receipt by `known`, prepares nothing, and says `prepared` once more.
+    """
+
+    def release(self, prepared: Sequence[tuple[Intent, dict[str, Any]]]) -> None:
+        """Make what was prepared take effect, in order: intents with their receipts. Durable when it returns.
+
+        Called again for the same intents after a crash or `Unavailable`: what is released already stays so.
+        Raises `Unavailable` and nothing else.
+        """

@@ -37,6 +37,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -44,6 +45,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from outbox.document import LANGUAGES, TITLE, key_term, prefix, term
 from outbox.errors import NotReady, OutboxError, PayloadInvalid
+from outbox.quiet import reading
 from outbox.settings import required
 from outbox.spelling import suggest
 
@@ -64,7 +66,8 @@ EXACT = 1000
 """Up to so many matches are counted, more are estimated."""
 
 TRIES = 10
-"""A commit of the workers can invalidate what a query is reading; it is then run again, so often at most."""
+"""Commits of the workers can invalidate what a query is reading; it is then run again, so often at most, and the
+workers wait for it (`outbox.quiet`)."""
 
 WILDCARD = 200
 """A wildcard stands for so many words at most: the most frequent ones."""
@@ -135,6 +138,7 @@ class Index:
         self._directory = required(None if directory is None else Path(directory), "OUTBOX_INDEX")
         self._lock = Lock()
         self._identity: list[tuple[Path, int]] = []
+        self._uuids: list[bytes] = []
         self._shards: list[Any] = []
         self._database: Any = None
 
@@ -213,8 +217,10 @@ class Index:
         with self._lock:
             for attempt in range(1, TRIES + 1):
                 try:
-                    self._refresh()
-                    return run(self._database)
+                    # Who was overtaken asks the writers to wait a moment.
+                    with reading(path for path, _ in self._identity) if attempt > 1 else nullcontext():
+                        self._refresh()
+                        return run(self._database)
                 except xapian.DatabaseModifiedError as error:
                     # Overtaken by two commits.
                     if attempt == TRIES:
@@ -234,13 +240,16 @@ class Index:
         identity = [(path, path.stat().st_ino) for path in shards(self._directory)]
         if identity == self._identity:
             self._database.reopen()
-            return
+            # Files that were restored in place: Xapian goes by the revision, which can be the same.
+            if [shard.get_uuid() for shard in self._shards] == self._uuids:
+                return
         self._forget()
         opened = [xapian.Database(str(path)) for path, _ in identity]
         database = xapian.Database()
         for shard in opened:
             database.add_database(shard)
         self._identity, self._shards, self._database = identity, opened, database
+        self._uuids = [shard.get_uuid() for shard in opened]
 
     def _forget(self) -> None:
         for shard in self._shards:

@@ -7,8 +7,13 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_DATABASE       postgresql://…  (what the process connects as: the application's or the worker's user)
     OUTBOX_INDEX          directory of the Xapian index
     OUTBOX_BLOBS          directory of the blob store
-    OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket
-    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, or none: how an attempt in doubt is decided
+    OUTBOX_SMTP           smtp://HOST:PORT, smtp+starttls://USER@HOST, smtps://USER@HOST or unix:/path/to/socket
+    OUTBOX_SMTP_PASSWORD_FILE  file with the password of the user in OUTBOX_SMTP
+    OUTBOX_SMTP_CA_FILE   certificates to trust instead of the system's
+    OUTBOX_MAIL_EVIDENCE  maildir:/path, postfix:/etc/postfix, receipt:receipt@example.org, hold:/etc/postfix, or none:
+                          how an attempt in doubt is decided
+    OUTBOX_LMTP           lmtp://127.0.0.1:PORT or unix:/path: where `outbox work receipts` listens
+    OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
     OUTBOX_SAGAS          modules that define sagas: package.module[,…]
@@ -53,10 +58,18 @@ class Settings:
     index: Path | None
     #: Directory of the blob store; None if nothing says where it is.
     blobs: Path | None
-    #: `smtp://HOST:PORT` or `unix:/path`.
+    #: `smtp://HOST:PORT`, with TLS and a user as in `workers.relay`, or `unix:/path`.
     smtp: str
-    #: `maildir:/path`, `postfix:/etc/postfix` or `none`.
+    #: File with the password of the user in `smtp`.
+    smtp_password_file: Path | None = None
+    #: File of PEM certificates to trust instead of the system's.
+    smtp_ca_file: Path | None = None
+    #: `maildir:/path`, `postfix:/etc/postfix`, `receipt:receipt@example.org`, `hold:/etc/postfix` or `none`.
     mail_evidence: str = "none"
+    #: Where the server for receipts listens: `lmtp://127.0.0.1:PORT` or `unix:/path`.
+    lmtp: str = "lmtp://127.0.0.1:2424"
+    #: How `postsuper` is run, such as `sudo -n /usr/sbin/postsuper`.
+    postsuper: str = "postsuper"
     #: Right-hand side of Message-IDs and envelope senders.
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
@@ -95,8 +108,12 @@ class Settings:
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
             blobs=_path(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
+            smtp_password_file=_path(env.get("OUTBOX_SMTP_PASSWORD_FILE")),
+            smtp_ca_file=_path(env.get("OUTBOX_SMTP_CA_FILE")),
+            lmtp=env.get("OUTBOX_LMTP") or "lmtp://127.0.0.1:2424",
             mail_evidence=env.get("OUTBOX_MAIL_EVIDENCE")
             or (f"maildir:{directory / 'mail'}" if embedded and not env.get("OUTBOX_SMTP") else "none"),
+            postsuper=env.get("OUTBOX_POSTSUPER") or "postsuper",
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),

@@ -21,7 +21,13 @@ from outbox.failpoint import hit
 from outbox.position import Position
 
 CHANNEL = "outbox_tick"
-"""The clock notifies on this channel after each tick; nobody else ever notifies."""
+"""The clock notifies on this channel after each tick with its number; nobody else does, but for operators."""
+
+DECIDED = "decided"
+"""What is notified instead of a tick's number when an operator has decided about parked intents."""
+
+REMEDY = "remove the participant's own data, so that it is rebuilt from this log"
+"""What helps a participant whose position is not of this log, unless it knows better itself."""
 
 
 class Snapshot(NamedTuple):
@@ -139,30 +145,30 @@ def check_history(conn: psycopg.Connection[Any]) -> None:
         )
 
 
-def match(conn: psycopg.Connection[Any], position: Position) -> Position:
+def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMEDY) -> Position:
     """`position` as a place where reading of this log can go on (log matching).
 
     If its tick was thinned, that is the nearest kept tick before it: some intents come again, which
     participants that keep their position take. Raises `NotThisLog` when the position comes from a history
     that this database doesn't have: another database, one restored to an earlier time, or a standby that
-    had not received everything.
+    had not received everything; its text ends with `remedy`.
     """
     identity = conn.execute("select log from outbox.identity").fetchone()
     if identity is None or identity[0] != position.log:
-        raise _not_this_log(position, "another database's log")
+        raise _not_this_log(position, remedy, "another database's log")
     around = [Tick(*row) for row in conn.execute(sql.load("tick_get"), {"id": position.tick})]
     before = [tick for tick in around if tick.id <= position.tick]
     after = [tick for tick in around if tick.id > position.tick]
     if before and before[0].id == position.tick:
         if before[0].nonce != position.nonce:
-            raise _not_this_log(position, "a history of this log that was restored to an earlier time")
+            raise _not_this_log(position, remedy, "a history of this log that was restored to an earlier time")
         if position.upto and not _exists(conn, position.upto):
             return position._replace(upto=0, after=0)
         return position
     if not after:
-        raise _not_this_log(position, "a future that this log doesn't have: it was restored to an earlier time")
+        raise _not_this_log(position, remedy, "a future that this log doesn't have: it was restored to an earlier time")
     if not before or after[0].nonce != position.nonce:
-        raise _not_this_log(position, "a history of this log that was restored to an earlier time")
+        raise _not_this_log(position, remedy, "a history of this log that was restored to an earlier time")
     return Position(position.log, before[0].id, before[0].nonce)
 
 
@@ -178,8 +184,8 @@ def _exists(conn: psycopg.Connection[Any], tick: int) -> bool:
     return conn.execute("select from outbox.tick where id = %s", (tick,)).fetchone() is not None
 
 
-def _not_this_log(position: Position, whose: str) -> NotThisLog:
+def _not_this_log(position: Position, remedy: str, whose: str) -> NotThisLog:
     return NotThisLog(
-        f"position {position} belongs to {whose}. Nothing was skipped. Either point the lane at the database "
-        "that it was fed from, or remove the participant's own data so that it is rebuilt from this log"
+        f"position {position} belongs to {whose}. Nothing was skipped. Either set OUTBOX_DATABASE to the database "
+        f"that it was fed from, or {remedy}"
     )

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [
+pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
-    "tests.fixtures.postfix",
     "tests.fixtures.postgres",
     "tests.fixtures.sagas",
+    "tests.fixtures.proxy",
     "tests.fixtures.site",
+    "tests.fixtures.tls",
+    "tests.fixtures.failpoints",
+    "tests.fixtures.postfix",
+    "tests.fixtures.post",
+    "tests.fixtures.receipts",
+    "tests.fixtures.pgbouncer",
+    "tests.fixtures.zombie",
 ]
 
 

@@ -1,10 +1,11 @@
 """Attempts: one batch at one participant, and what became of each intent of it.
 
-Called by the reader. Two things are seen to here, so that the reader needn't know about them:
+Called by the reader. Three things are seen to here, so that the reader needn't know about them:
 
 * A participant may raise anything for one intent: the batch is halved until that one is alone.
 * For a participant whose effects can't be made twice harmlessly (`records_attempts`), each attempt is recorded,
   durably, before it is made; what is closed is never made again; what a dead owner left open is probed.
+* What a participant of two phases has prepared is recorded, durably, before it is released.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from outbox.errors import Ambiguous, Fenced, NotThisLog, Permanent, Transient, U
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
-from outbox.participant import APPLIED, Evidence, Outcome, Participant, Verdict
+from outbox.participant import APPLIED, Evidence, Outcome, Participant, TwoPhase, Verdict
 from outbox.position import Position
 from outbox.receipt import Record
 
@@ -43,7 +44,8 @@ class Attempts:
     def make(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
         """The outcomes of `batch`; fewer if the participant went down in the middle.
 
-        Raises `Unavailable` if it was down from the start; then nothing counts as tried.
+        Raises `Unavailable` if it was down from the start, or before what it had prepared was released; then nothing
+        counts as tried, and what is known already is recorded.
         """
         if not self._participant.records_attempts:
             return self._isolate(batch, position)
@@ -58,6 +60,7 @@ class Attempts:
             raise
         if len(made) < len(todo):
             self._untried(todo[len(made) :])
+        self._release(todo, made)
         outcome = dict(zip((intent.id for intent in todo), made, strict=False))
         outcomes: list[Outcome] = []
         for intent in batch:
@@ -71,7 +74,13 @@ class Attempts:
         """Store the receipts, in the caller's transaction."""
         if not self._participant.records_attempts:
             return
-        records, without_effect = [], []
+        records = self._records(batch, outcomes)
+        without_effect = {intent.id for intent in batch}.difference(record.id for record in records)
+        receipt.record(self._conn, records, sorted(without_effect))
+
+    def _records(self, batch: Sequence[Intent], outcomes: Sequence[Outcome]) -> list[Record]:
+        """What is known of a batch; nothing of those that are known to have had no effect."""
+        records = []
         for intent, outcome in zip(batch, outcomes, strict=True):
             proof = outcome.receipt or {}
             if outcome.verdict is Verdict.APPLIED:
@@ -80,9 +89,23 @@ class Attempts:
                 records.append(Record(intent.id, "open", proof))
             elif proof or self._known.get(intent.id):
                 records.append(Record(intent.id, "partial", proof))
-            else:
-                without_effect.append(intent.id)
-        receipt.record(self._conn, records, without_effect)
+        return records
+
+    def _release(self, batch: Sequence[Intent], outcomes: Sequence[Outcome]) -> None:
+        """The second phase of a batch, if there is one. Raises `Unavailable`, `Fenced`."""
+        batch = batch[: len(outcomes)]
+        prepared = {i.id: (i, o.receipt or {}) for i, o in zip(batch, outcomes, strict=True) if o.prepared}
+        if not prepared or not isinstance(self._participant, TwoPhase):
+            return
+        # All that is known, not only the prepared: if the release fails, all of it comes again.
+        records = self._records(batch, outcomes)
+        receipt.prepared(
+            self._conn,
+            self._lane,
+            [record._replace(state="prepared") if record.id in prepared else record for record in records],
+        )
+        hit("receipt.prepared")
+        self._participant.release(list(prepared.values()))
 
     def _untried(self, intents: Sequence[Intent]) -> None:
         """Take the records of attempts back that were not made after all."""
@@ -90,6 +113,7 @@ class Attempts:
         with self._conn.transaction():
             self._lane.fence(self._conn)
             receipt.record(self._conn, partial, [i.id for i in intents if not self._known.get(i.id)])
+        hit("receipt.returned")
 
     def resolve(self) -> list[Intent]:
         """Ask the participant what became of what earlier owners left open. → what nothing can tell about.
@@ -116,6 +140,7 @@ class Attempts:
         with self._conn.transaction():
             self._lane.fence(self._conn)
             receipt.record(self._conn, records, without_effect)
+        hit("receipt.resolved")
         logger.info("%s: of %d attempts in doubt, %d are still", self._lane, len(doubts), len(unknown))
         return unknown
 
@@ -123,6 +148,7 @@ class Attempts:
         """Apply; if that raises, halve until the intent that raises is alone, and let the others through."""
         if not batch:
             return []
+        self._lane.check(self._conn)
         try:
             return list(self._participant.apply(batch, position))
         except (Fenced, Unavailable, NotThisLog, psycopg.OperationalError):

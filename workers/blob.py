@@ -58,6 +58,7 @@ class BlobParticipant:
         with _trouble():
             self.store.make()
             self._fence = Fence(self.store, lane)
+        hit("blob.opened")
         self._epoch = lane.epoch
 
     def position(self) -> Position | None:
@@ -102,6 +103,7 @@ class BlobParticipant:
                 stage = self._stages.pop(intent.id, None)
                 if stage is not None:
                     self.store.remove_stage(stage)
+                    hit("blob.settled")
 
     def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
         """Look whether the blobs are there."""

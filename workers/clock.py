@@ -20,6 +20,7 @@ import psycopg
 
 from outbox import sql, tick
 from outbox.database import Unreachable, connect
+from outbox.failpoint import hit
 from outbox.lane import Lane
 from outbox.tick import new_nonce
 
@@ -69,7 +70,7 @@ class Clock:
 
     def step(self) -> bool:
         """Look, and take a tick if readers would see something new. → whether it did. Raises `Fenced`."""
-        self.lane.check()
+        self.lane.check(self.conn)
         reading = tick.poll(self.conn)
         if self._frontier is None and reading.low == self._last.high:
             # The sequence stands still. Whoever drew an id so far has an xid below this one.
@@ -121,8 +122,11 @@ class Housekeeping:
 def keep_house(conn: psycopg.Connection[Any], blobs: Path | None) -> None:
     """One round. Each part is a transaction of its own, and may be killed anywhere."""
     conn.execute("select outbox.add_partitions()")
+    hit("house.partitions")
     conn.execute(sql.load("tick_thin"), {"age": TICK_AGE})
+    hit("house.ticks")
     conn.execute(sql.load("position_thin"))
+    hit("house.positions")
     if blobs is not None and blobs.is_dir():
         from outbox.blob import BlobStore  # noqa: PLC0415 - not needed where blobs are on another machine
         from workers.sweeper import sweep  # noqa: PLC0415

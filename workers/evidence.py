@@ -11,6 +11,7 @@ answered. What else it takes depends on the server:
 * the embedded one (`MaildirEvidence`) answers a new session's EHLO only when the older session of that lane is
   over with all it wrote: a look into the Maildir is then exact.
 * Postfix (`PostfixEvidence`) gives no such sign. It is asked again after a settle time.
+* any other that brings receipts back is asked by `workers.witness`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from typing import NamedTuple, Protocol
 
 from outbox.errors import NotReady, Unavailable
 from outbox.participant import Evidence
+from outbox.settings import Settings
 from workers.envelope import SENDER, WHOLE
+from workers.postmark import ReceiptAddress
+from workers.relay import Relay
 
 logger = logging.getLogger("outbox.mail")
 
@@ -55,6 +59,9 @@ class MailEvidence(Protocol):
     def check(self) -> None:
         """Raise `Unavailable` if nothing could be found out."""
 
+    def recipient(self, token: str, part: str) -> str | None:
+        """One more recipient of a message, by which it can be found later; None if it needs none."""
+
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """A finding for each token, given the time at which its first attempt in doubt was opened.
 
@@ -62,18 +69,27 @@ class MailEvidence(Protocol):
         """
 
 
-def evidence_for(setting: str) -> MailEvidence:
-    """The evidence that OUTBOX_MAIL_EVIDENCE names: `maildir:/path`, `postfix:/etc/postfix`, `none`."""
+def evidence_for(setting: str, settings: Settings | None = None) -> MailEvidence:
+    """The evidence that OUTBOX_MAIL_EVIDENCE names: `maildir:/path`, `postfix:/etc/postfix`, `none`; and, with the
+    settings by which its mails come back, `receipt:ADDRESS`. Raises `NotReady`."""
     kind, _, path = setting.partition(":")
     if setting == "none":
         return NoEvidence()
+    if kind == "receipt" and settings is not None:
+        from workers.witness import Witness  # noqa: PLC0415 - it builds on this module
+
+        relay = Relay.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
+        return Witness(ReceiptAddress.read(path), relay, settings.database, settings.mail_domain)
     if kind == "maildir" and path.startswith("/"):
         return MaildirEvidence(Path(path))
     if kind == "postfix" and path.startswith("/"):
         if not (Path(path) / "main.cf").exists():
             raise NotReady(f"OUTBOX_MAIL_EVIDENCE: {path} has no main.cf: name Postfix's configuration directory")
         return PostfixEvidence(Path(path))
-    raise NotReady("OUTBOX_MAIL_EVIDENCE is not understood: write maildir:/path, postfix:/etc/postfix, or none")
+    raise NotReady(
+        "OUTBOX_MAIL_EVIDENCE is not understood: "
+        "write maildir:/path, postfix:/etc/postfix, hold:/etc/postfix, receipt:receipt@example.org, or none"
+    )
 
 
 class NoEvidence:
@@ -81,6 +97,9 @@ class NoEvidence:
 
     def check(self) -> None:
         """Nothing is promised."""
+
+    def recipient(self, token: str, part: str) -> str | None:
+        """Nobody is asked."""
 
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Nothing is known."""
@@ -95,6 +114,9 @@ class MaildirEvidence:
 
     def check(self) -> None:
         """A Maildir that isn't there yet is an empty one."""
+
+    def recipient(self, token: str, part: str) -> str | None:
+        """Found without."""
 
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Exact, if the caller's session is of the lane that the attempts were made in."""
@@ -136,6 +158,9 @@ class PostfixEvidence:
         #: Seconds after which what a dead connection had handed over is in the queue or never will be.
         self.settle = settle
         self._log = log
+
+    def recipient(self, token: str, part: str) -> str | None:
+        """Found without."""
 
     def look(self, tokens: Mapping[str, datetime]) -> Mapping[str, Finding]:
         """Takes `settle` seconds if there is a token that isn't found."""

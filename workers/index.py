@@ -10,8 +10,8 @@ Of several intents of one key in a batch only the last one is written: nobody co
 Each document holds its key as a unique term, and stores as JSON its key, the id and the digest of the intent
 that wrote it (sha256 of the body), its title, text and data.
 
-Errors: `Unavailable` and `Fenced`, from the shard; nothing of the batch was written then. An intent that can't be
-indexed is POISON, and later ones of its key in the batch are BLOCKED.
+Errors: `Unavailable`, `Fenced` and `NotThisLane`, from the shard; nothing of the batch was written then. An intent
+that can't be indexed is POISON, and later ones of its key in the batch are BLOCKED.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ from outbox.intent import Intent
 from outbox.participant import APPLIED, Doubt, Evidence, Item, LaneView, Outcome, Verdict
 from outbox.position import Position
 from outbox.search import shards
-from workers.shard import Shard, inventory, xapian
-
-POSITION = "outbox.position"
-"""Name of the metadata that holds the lane's position."""
+from workers.shard import POSITION, Shard, inventory, xapian
 
 TITLE_WEIGHT = 3
 """A word in the title counts like so many in the text."""
@@ -62,10 +59,15 @@ class IndexParticipant:
             raise RuntimeError("open comes first")
         return self._opened
 
+    @property
+    def remedy(self) -> str:
+        """What to do when the shard's position is not of this log."""
+        return self._shard.remedy
+
     def open(self, lane: LaneView) -> None:
-        """Open the lane's shard, or make it. May be called again. Raises `Unavailable`, `Fenced`."""
+        """Open the lane's shard, or make it. May be called again. Raises `Unavailable`, `Fenced`, `NotThisLane`."""
         self.close()
-        self._opened = Shard(self._directory / f"{lane.lane:02d}", lane.epoch)
+        self._opened = Shard(self._directory / f"{lane.lane:02d}", lane.epoch, lane.slots)
         self._opened.database()
 
     def position(self) -> Position | None:

@@ -1,24 +1,28 @@
 """Keeps a lane's lease from a thread of its own, so that a long `apply` doesn't lose it.
 
-The thread renews at a third of the lease. When another owner has taken the lane, or the database can't
-be reached, the lane's deadline passes and the owner's next write raises `Fenced`.
+The thread has a connection of its own, opened at once, and renews at a third of the lease. An answer that doesn't come
+within that time counts as a lost connection, and a new one is made, so that packets that are swallowed on the way cost
+one renewal and not the lane. When renewing fails for too long, the lane's deadline passes, and its owner asks for
+itself before the next effect (`Lane.check`); when another owner has the lane, it is told so there.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psycopg
 
-from outbox.database import Unreachable, connect
+from outbox.database import Connection, Unreachable, connect
 from outbox.errors import Fenced
-from outbox.lane import Lane
+from outbox.lane import RENEW_SHARE, Lane, now
 
-log = logging.getLogger("outbox.lease")
+PATIENCE_LEAST = 1.0
+"""Seconds to wait for an answer, however short the lease: making a connection costs more than that."""
+
+AGAIN_EVERY = 0.2
+"""Seconds between tries to reach a database that is lost."""
 
 
 class Lease:
@@ -41,32 +45,18 @@ class Lease:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        conn: psycopg.Connection[Any] | None = None
-        try:
-            while not self._stop.wait(self._lane.ttl / 3):
-                conn = self._renew(conn)
-                if conn is None and time.monotonic() >= self._lane.deadline:
-                    return
-        except Fenced as error:
-            log.warning("%s", error)
-            self._lane.deadline = 0.0
-        finally:
-            if conn is not None:
-                conn.close()
-
-    def _renew(self, conn: psycopg.Connection[Any] | None) -> psycopg.Connection[Any] | None:
+        patience = max(PATIENCE_LEAST, RENEW_SHARE * self._lane.ttl)
         while not self._stop.is_set():
             try:
-                if conn is None:
-                    conn = connect(self._url, name=f"lease {self._lane}", check=False)
-                self._lane.renew(conn)
-            except (psycopg.OperationalError, Unreachable):
-                if conn is not None:
-                    conn.close()
-                conn = None
-                if time.monotonic() >= self._lane.deadline:
-                    return None
-                self._stop.wait(0.2)
-            else:
-                return conn
-        return conn
+                with connect(self._url, name=f"lease {self._lane}", check=False, patience=patience) as conn:
+                    self._keep(conn)
+            except Fenced:
+                # The next check asks the database, and says so where the work is done.
+                self._lane.deadline = 0.0
+                return
+            except (psycopg.Error, Unreachable):
+                self._stop.wait(AGAIN_EVERY)
+
+    def _keep(self, conn: Connection) -> None:
+        while not self._stop.wait(self._lane.renewal - now()):
+            self._lane.renew(conn)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,7 +33,8 @@ from outbox.participant import Doubt, Evidence, Item, LaneView, Outcome, Verdict
 from outbox.position import Position
 from workers.envelope import Envelope
 from workers.evidence import Finding, MailEvidence
-from workers.smtp import SmtpSession, Submission, smtp_target
+from workers.relay import Relay
+from workers.smtp import SmtpSession, Submission
 
 logger = logging.getLogger("outbox.mail")
 
@@ -43,9 +44,15 @@ _SOON = 1.0
 _DROPS = 3
 """A message at which the server hangs up so often is retried by itself: it must not stop its lane for ever."""
 
+_TWO_PHASES = ("prepare", "release", "withdraw")
+_NO_HOLD = (
+    "a mail can be prepared, released and withdrawn only where it goes on hold: "
+    "set OUTBOX_MAIL_EVIDENCE=hold:, or use the action send"
+)
+
 
 @dataclass(slots=True)
-class _Progress:
+class Progress:
     """How far one mail is, over all its attempts."""
 
     accepted: dict[int, str] = field(default_factory=dict)
@@ -57,7 +64,7 @@ class _Progress:
     _stored: frozenset[str] = frozenset()
 
     @classmethod
-    def read(cls, receipt: Mapping[str, Any]) -> _Progress:
+    def read(cls, receipt: Mapping[str, Any]) -> Progress:
         """From the evidence of earlier attempts. Raises `Permanent` if that isn't of mail's making."""
         try:
             doubt = receipt.get("doubt")
@@ -113,22 +120,24 @@ class MailParticipant:
     records_attempts = True
     keeps_position = False
 
-    def __init__(self, smtp_url: str, evidence: MailEvidence, domain: str, *, timeout: float = 30.0) -> None:
-        """`smtp_url` is `smtp://HOST:PORT` or `unix:/path`; `domain` is what the sessions are named under."""
-        self._target = smtp_target(smtp_url)
+    def __init__(self, relay: Relay | str, evidence: MailEvidence, domain: str, *, timeout: float = 30.0) -> None:
+        """`relay` is the server, or its URL; `domain` is what the sessions are named under."""
+        self._relay = Relay.read(relay) if isinstance(relay, str) else relay
         self._domain = message_domain(domain)
         self._timeout = timeout
         self._evidence = evidence
-        self._session = SmtpSession(self._target, f"mail-0-0.{self._domain}", timeout=timeout)
+        self._session = SmtpSession(self._relay, f"mail-0-0.{self._domain}", timeout=timeout)
         self._known: Mapping[int, Mapping[str, Any]] = {}
         self._drops: Counter[int] = Counter()
+        self._check: Callable[[], None] = lambda: None
 
     def open(self, lane: LaneView) -> None:
         """Open the lane's session. Raises `Unavailable`."""
         self._session.close()
+        self._check = lane.check
         # By this name the embedded server ends the session of the lane's owner before, and refuses a stale one.
         name = f"mail-{lane.lane}-{lane.epoch}.{self._domain}"
-        self._session = SmtpSession(self._target, name, timeout=self._timeout)
+        self._session = SmtpSession(self._relay, name, timeout=self._timeout)
         self._session.connect()
         self._evidence.check()
 
@@ -143,8 +152,8 @@ class MailParticipant:
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - the protocol's
         """Send the mails of `batch`; fewer outcomes than intents if the connection is lost on the way.
 
-        Raises `Unavailable` if nothing was tried. Never anything else, because the reader would try the whole
-        batch again, and some of it may have been sent.
+        Raises `Unavailable` if nothing was tried, `Fenced`. Never anything else, because the reader would try the
+        whole batch again, and some of it may have been sent.
         """
         self._session.connect()
         outcomes: list[Outcome] = []
@@ -153,6 +162,8 @@ class MailParticipant:
             if intent.key in failed:
                 outcomes.append(Outcome(Verdict.BLOCKED))
                 continue
+            # A mail server knows no epochs: whoever was suspended finishes the message in hand, and no other.
+            self._check()
             try:
                 outcome, same = self._send(intent)
             except Unavailable:
@@ -178,11 +189,11 @@ class MailParticipant:
         With NOT_APPLIED a receipt may come along: the recipients that have the mail already. Where nothing can
         tell, the message's policy answers: NOT_APPLIED for `resend`, UNKNOWN for `hold`, APPLIED for `drop`.
         """
-        asked: list[tuple[Envelope, _Progress] | None] = []
+        asked: list[tuple[Envelope, Progress] | None] = []
         since: dict[str, datetime] = {}
         for doubt in doubts:
             try:
-                envelope, progress = Envelope.read(doubt.intent), _Progress.read(doubt.receipt)
+                envelope, progress = Envelope.read(doubt.intent), Progress.read(doubt.receipt)
             except Permanent:
                 asked.append(None)  # it can't have been sent; `apply` says what is wrong with it
                 continue
@@ -207,10 +218,15 @@ class MailParticipant:
     # ----------------------------------------------------------------------------------------- one mail
 
     def _send(self, intent: Intent) -> tuple[Outcome, bool]:
-        """→ what became of one mail, and whether the connection is still the one that the batch began with."""
+        """→ what became of one intent, and whether the connection is still the one that the batch began with."""
+        if intent.action in _TWO_PHASES:
+            return Outcome(Verdict.POISON, error=_NO_HOLD), True
+        return self._mail(intent)
+
+    def _mail(self, intent: Intent) -> tuple[Outcome, bool]:
         try:
             envelope = Envelope.read(intent)
-            progress = _Progress.read(self._known.get(intent.id, {}))
+            progress = Progress.read(self._known.get(intent.id, {}))
         except Permanent as error:
             return Outcome(Verdict.POISON, error=str(error)), True
         before, same = len(progress.accepted), progress.doubt is None
@@ -231,12 +247,17 @@ class MailParticipant:
         self._drops.pop(intent.id, None)
         return outcome, same
 
-    def _deliver(self, envelope: Envelope, progress: _Progress) -> None:
+    def _deliver(self, envelope: Envelope, progress: Progress) -> None:
         todo = envelope.split(progress.left(envelope))
         while todo:
             numbers = todo.pop(0)
-            sender = envelope.sender(envelope.part(numbers))
-            taken = self._session.submit(sender, [envelope.recipients[n] for n in numbers], envelope.data)
+            part = envelope.part(numbers)
+            taken = self._session.submit(
+                envelope.sender(part),
+                [envelope.recipients[n] for n in numbers],
+                envelope.data,
+                receipt=self._evidence.recipient(envelope.token, part),
+            )
             if taken.queue_id is not None:
                 hit("mail.submitted")
             if willing := progress.add(numbers, taken):
@@ -245,7 +266,7 @@ class MailParticipant:
 
     # ---------------------------------------------------------------------------------------- in doubt
 
-    def _look_into(self, envelope: Envelope, progress: _Progress, begun: datetime, error: Exception) -> Outcome:
+    def _look_into(self, envelope: Envelope, progress: Progress, begun: datetime, error: Exception) -> Outcome:
         """An attempt that may have had its effect: find out now, or before the next attempt."""
         self._log("sending a mail", error)
         progress.doubt = begun
@@ -269,7 +290,7 @@ class MailParticipant:
             # A fault of this program's. Without the traceback, whose last line may quote a payload.
             logger.error("%s raised %s", doing, type(error).__name__)
 
-    def _resolve(self, envelope: Envelope, progress: _Progress) -> Outcome | None:
+    def _resolve(self, envelope: Envelope, progress: Progress) -> Outcome | None:
         """Ask the evidence. → an outcome if an operator must decide. Raises `Unavailable`."""
         since = progress.doubt or datetime.now(UTC)
         # Also what makes the evidence exact: the server is up, and done with the session before.
@@ -281,8 +302,9 @@ class MailParticipant:
         text = "the mail may have been sent, and nothing can tell: decide whether to send it again"
         return Outcome(Verdict.IN_DOUBT, receipt, text)
 
-    @staticmethod
-    def _verdict(envelope: Envelope, progress: _Progress, finding: Finding) -> tuple[Evidence, dict[str, Any] | None]:
+    def _verdict(
+        self, envelope: Envelope, progress: Progress, finding: Finding
+    ) -> tuple[Evidence, dict[str, Any] | None]:
         """What a finding and the message's policy mean for all recipients together."""
         progress.found(envelope, finding)
         # Settled either way: an operator's decision to send it again must not be asked about once more.
@@ -297,7 +319,7 @@ class MailParticipant:
         return (Evidence.APPLIED if done else Evidence.NOT_APPLIED), progress.receipt()
 
 
-def _outcome(envelope: Envelope, progress: _Progress) -> Outcome:
+def _outcome(envelope: Envelope, progress: Progress) -> Outcome:
     receipt, count = progress.receipt(), len(envelope.recipients)
     if left := progress.left(envelope):
         text = f"the mail server defers {len(left)} of {count} recipients ({_codes(progress.deferred)}): retried"

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from outbox.errors import NotReady
+from outbox.failpoint import hit
 
 
 class Maildir:
@@ -50,7 +51,9 @@ class Maildir:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            hit("maildir.written")
             os.rename(temporary, final)
+            hit("maildir.renamed")
             os.fsync(self._new)
         except OSError:
             # Never fsync again after it failed: the pages are marked clean by now.
@@ -58,6 +61,7 @@ class Maildir:
                 with suppress(OSError):
                     path.unlink()
             raise
+        hit("maildir.stored")
         return queue_id
 
     def close(self) -> None:

@@ -13,8 +13,8 @@ What it promises:
   is kept: no deduplication, so that a mail sent twice is seen twice.
 * One session per lane, which a worker names in EHLO as `mail-<lane>-<epoch>.<domain>`: a new session ends the
   older one and is answered when that is over, with what it was writing. So a worker that opens a session and then
-  looks into the Maildir sees all that its predecessor got through, and the predecessor can send no more. While
-  there is a session of a higher epoch, one of a lower epoch is refused.
+  looks into the Maildir sees all that its predecessor got through, and the predecessor can send no more. As long
+  as this server runs, a session of a lower epoch than it has seen is refused.
 
 SIGTERM: takes no new session, finishes the messages that are on their way, exits 0. Its log holds no address.
 """
@@ -25,22 +25,20 @@ import argparse
 import asyncio
 import errno
 import logging
-import os
 import re
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aiosmtpd.smtp import SMTP
 
 from outbox.errors import NotReady
+from workers.listener import listening_socket
 from workers.maildir import Maildir
-from workers.smtp import Target, smtp_target
+from workers.relay import smtp_target
 
 logger = logging.getLogger("outbox.mailserver")
 
@@ -60,7 +58,7 @@ class _Connection(SMTP):
 
     def __init__(self, server: Mailserver) -> None:
         super().__init__(
-            server, data_size_limit=SIZE_LIMIT, enable_SMTPUTF8=False, hostname="localhost", ident="outbox",
+            server, data_size_limit=SIZE_LIMIT, enable_SMTPUTF8=True, hostname="localhost", ident="outbox",
             loop=asyncio.get_running_loop(),
         )  # fmt: skip
         self._server = server
@@ -113,7 +111,9 @@ class Mailserver:
         self.draining = False
         self.connections: set[_Connection] = set()
         #: Sessions by lane, each with its epoch.
-        self._lanes: dict[str, dict[_Connection, int]] = {}
+        self._lanes: dict[str, set[_Connection]] = {}
+        #: The highest epoch of each lane, also when its session is over: a predecessor may wake up after that.
+        self._epochs: dict[str, int] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def forget(self, connection: _Connection) -> None:
@@ -126,7 +126,7 @@ class Mailserver:
         await connection.over()
         self.connections.discard(connection)
         for lane in [lane for lane, sessions in self._lanes.items() if connection in sessions]:
-            del self._lanes[lane][connection]
+            self._lanes[lane].remove(connection)
             if not self._lanes[lane]:
                 del self._lanes[lane]
 
@@ -135,11 +135,13 @@ class Mailserver:
         match = _FENCED.fullmatch(name)
         if match is None:
             return True
-        sessions, epoch = self._lanes.setdefault(match["lane"] + match["domain"], {}), int(match["epoch"])
-        if epoch < max(sessions.values(), default=0):
+        lane, epoch = match["lane"] + match["domain"], int(match["epoch"])
+        if epoch < self._epochs.get(lane, 0):
             return False
+        self._epochs[lane] = epoch
+        sessions = self._lanes.setdefault(lane, set())
         older = [session for session in sessions if session is not connection]
-        sessions[connection] = epoch
+        sessions.add(connection)
         for session in older:
             session.hang_up()
         await asyncio.gather(*(session.over() for session in older))
@@ -195,7 +197,7 @@ class Mailserver:
 
     async def handle_DATA(self, server: _Connection, session: Any, envelope: Any) -> str:  # noqa: N802
         lines = [f"Return-Path: <{envelope.mail_from}>", *(f"Delivered-To: {to}" for to in envelope.rcpt_tos)]
-        header = "".join(f"{line}\r\n" for line in lines).encode("ascii")
+        header = "".join(f"{line}\r\n" for line in lines).encode()
         server.writing = asyncio.get_running_loop().run_in_executor(
             None, self.maildir.store, header, envelope.original_content
         )
@@ -226,50 +228,6 @@ class Mailserver:
             connection.hang_up()
             await connection.over()
         await asyncio.gather(*self._ending)
-
-
-def listening_socket(target: Target) -> socket.socket:
-    """A bound socket: on a path that only this user may open, or on loopback. Raises `NotReady`."""
-    if isinstance(target, str):
-        return _unix_socket(Path(target))
-    host, port = target
-    if host not in ("127.0.0.1", "::1", "localhost"):
-        raise NotReady("the embedded mail server takes mail from everybody: let it listen on loopback or a unix socket")
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise NotReady(f"port {port} can't be had ({error.strerror}): stop what uses it, or choose another") from None
-    return sock
-
-
-def _unix_socket(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-            _must_be_dead(path)
-            path.unlink()
-        # Bound under another name: between bind and chmod nobody else may find it.
-        unborn = path.with_name(f".{path.name[:8]}.{os.getpid()}")
-        unborn.unlink(missing_ok=True)
-        sock.bind(os.fspath(unborn))
-        unborn.chmod(0o600)
-        unborn.rename(path)
-    except OSError as error:
-        sock.close()
-        raise NotReady(f"the socket {path} can't be made ({error.strerror or error}): choose another path") from None
-    except NotReady:
-        sock.close()
-        raise
-    return sock
-
-
-def _must_be_dead(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as sock, suppress(ConnectionRefusedError):
-        sock.connect(os.fspath(path))
-        raise NotReady(f"another server listens on {path}: stop it, or choose another path")
 
 
 async def serve(maildir: Maildir, sock: socket.socket, stop: asyncio.Event) -> None:

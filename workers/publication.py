@@ -14,6 +14,7 @@ from typing import Self
 
 from outbox.blob import FOLDER, FOLDER_MODE, BlobMissing, BlobStore, Staged, check_digest, plain_size
 from outbox.errors import BlobRefused
+from outbox.failpoint import hit
 
 
 class Publication:
@@ -63,6 +64,7 @@ class Publication:
         else:
             try:
                 os.link(stage, digest, src_dir_fd=self._staging, dst_dir_fd=folder, follow_symlinks=False)
+                hit("blob.put")
                 self._undo.append(lambda: os.unlink(digest, dir_fd=folder))
             except FileExistsError:
                 if plain_size(folder, digest) != size:
@@ -80,6 +82,7 @@ class Publication:
             os.rename(digest, name, src_dir_fd=folder, dst_dir_fd=self._trash)
         except FileNotFoundError:
             return False
+        hit("blob.deleted")
         self._touched["trash"] = self._trash
         self._undo.append(lambda: os.rename(name, digest, src_dir_fd=self._trash, dst_dir_fd=folder))
         return True
@@ -92,6 +95,7 @@ class Publication:
         """
         for folder in self._touched.values():
             os.fsync(folder)
+            hit("blob.synced")
 
     def undo(self) -> None:
         """Take back what this object changed, as far as the file system lets it."""
@@ -103,6 +107,7 @@ class Publication:
         """Put the staged file in the place of a damaged one; readers see the one or the other."""
         name = f"new-{uuid.uuid4().hex}"  # left in the trash by a crash, it is purged
         os.link(staged.stage, name, src_dir_fd=self._staging, dst_dir_fd=self._trash, follow_symlinks=False)
+        hit("blob.replaced")
         os.rename(name, staged.digest, src_dir_fd=self._trash, dst_dir_fd=folder)
 
     def _shelf(self, digest: str) -> int:
@@ -114,6 +119,7 @@ class Publication:
                 folder = os.open(prefix, FOLDER, dir_fd=self._objects)
             except FileNotFoundError:
                 os.mkdir(prefix, FOLDER_MODE, dir_fd=self._objects)
+                hit("blob.shelved")
                 # A crash before this is made good by the next owner's `make`.
                 os.fsync(self._objects)
                 folder = os.open(prefix, FOLDER, dir_fd=self._objects)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -43,7 +44,7 @@ PARKED_EVERY = 0.25
 """Seconds between looks at what is parked and due."""
 
 BLOCKED_EVERY = 5.0
-"""Seconds between looks at which keys are still blocked: operators work by hand."""
+"""Seconds between looks at which keys are still blocked, if no notification says that an operator has decided."""
 
 EMPTY_EVERY = 0.2
 """Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
@@ -59,7 +60,6 @@ PARKED_LIMIT = 100
 
 
 # Looked at for each intent, so without a Python frame each.
-_BODY = attrgetter("body")
 _DUE = attrgetter("due")
 
 
@@ -88,6 +88,7 @@ class Reader:
         self._parked_at = 0.0
         self._blocked_at = 0.0
         self._blocked: set[str] = set()
+        self._skipped: set[int] = set()
         self._applied = 0
 
     # ------------------------------------------------------------------------------------ open and close
@@ -95,15 +96,18 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean))
-        stand = lane.stand(self.conn)
+        check = partial(lane.check, self.conn)
+        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
+        # What is written is the lane's, and not where the participant is: its owner may have died in between.
+        stand = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
             own = self.participant.position()
-            recorded, stand = stand, _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own)
-            self._reporter.ahead(recorded, stand)
+            remedy = getattr(self.participant, "remedy", tick.REMEDY)
+            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
+            self._reporter.ahead(self._written, stand)
         self._move(stand)
-        self._written = stand
         self._blocked = parked.keys(self.conn, lane)
+        self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
             self._put([Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
             self._blocked.update(intent.key for intent in unknown)
@@ -124,11 +128,15 @@ class Reader:
 
     def step(self) -> bool:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
-        self.lane.check()
+        self.lane.check(self.conn)
         worked = self._retry_parked()
         if isinstance(self.participant, Timed):
             worked = self.participant.wake() or worked
         return self._drain() or worked
+
+    def decided(self) -> None:
+        """Told that an operator has decided something: the next step looks at what is parked."""
+        self._parked_at = self._blocked_at = -BLOCKED_EVERY
 
     def idle(self) -> bool:
         """Whether everything committed so far is applied, or parked for an operator or a later day."""
@@ -137,7 +145,8 @@ class Reader:
             return False
         self._note_empty(at_once=True)
         waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s and reason = 'retry' limit 1",
+            "select from outbox.parked where target = %s and slot between %s and %s and (reason = 'retry' "
+            "or reason = 'due' and (attempts > 0 or retry_at <= outbox.now())) limit 1",
             (self.lane.target, *self.lane.slots),
         ).fetchone()
         return waiting is None
@@ -162,7 +171,7 @@ class Reader:
             target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
         )  # fmt: skip
         ended = len(page) < limit
-        for batch, last in _cut(page, self.participant.batch_bytes):
+        for batch, last in log.cut(page, self.participant.batch_bytes):
             after = log.step(position, end, None if ended and last else batch[-1].id)
             self._work(batch, after, end)
             self._applied += len(batch)
@@ -197,6 +206,7 @@ class Reader:
                 self._reporter.send(reports)
                 if self.lane.deaths and (reports or aside[0].reason == "poison"):
                     self.lane.show(self.conn, "draining", clear_deaths=True)
+            hit("reader.aside")
         if self.lane.deaths and ready:
             self.lane.suspect(self.conn, ready[0].id)
         outcomes = self._attempts.make(ready, after) if ready else []
@@ -208,6 +218,7 @@ class Reader:
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
         self._record(ready, outcomes, after)
+        hit("reader.recorded")
         self._move(after)
         self.participant.settle(ready)
         hit("reader.settled")
@@ -221,11 +232,12 @@ class Reader:
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
         void = self._reporter.void(batch)
-        if not suspect and not self._blocked and not void and not any(map(_DUE, batch)):
+        out = self._skipped | void
+        if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
             return batch, [], []
         ready, aside = [], []
         for intent in batch:
-            if intent.id in void:
+            if intent.id in out:
                 continue
             if intent.key in self._blocked:
                 aside.append(Parking(intent.id, "blocked"))
@@ -262,6 +274,7 @@ class Reader:
         if freed:
             self._blocked = parked.keys(self.conn, self.lane)
         if failed and self.participant.keeps_position:
+            hit("reader.parked")
             # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
 
@@ -292,6 +305,7 @@ class Reader:
         taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
         if not taken:
             return False
+        hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
         if void := self._reporter.void(batch):
             self._reporter.withdraw(void)
@@ -308,23 +322,23 @@ class Reader:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
             # Not tried: give the attempt back.
-            again = [
-                Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in batch
-            ]
-            self._put(again)
+            self._put(_untried(batch, taken))
+            hit("parked.returned")
             raise
-        batch = batch[: len(outcomes)]
+        hit("parked.applied")
+        batch, untried = batch[: len(outcomes)], batch[len(outcomes) :]
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
             failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             failed, reports = self._reporter.judge(batch, outcomes, failed)
-            if failed:
-                parked.put(self.conn, failed)
+            if failed or untried:
+                parked.put(self.conn, failed + _untried(untried, taken))
             still = {parking.id for parking in failed}
             freed = parked.remove(self.conn, [i.id for i in batch if i.id not in still])
             self._reporter.send(reports)
+        hit("parked.recorded")
         self._blocked.difference_update(key for key, more in freed.items() if not more)
         self._blocked.update(i.key for i in batch if i.id in still)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
@@ -333,13 +347,15 @@ class Reader:
         return True
 
     def _look_again(self) -> None:
-        """An operator may have taken intents out by hand: whatever they held back has its turn."""
+        """An operator may have taken intents out: whatever they held back has its turn."""
         self._blocked_at = self._parked_at
         with self.conn.transaction():
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
             report.hurry(self.conn, self.lane)
+        hit("parked.promoted")
         self._blocked = parked.keys(self.conn, self.lane)
+        self._skipped = parked.skipped(self.conn, self.lane)
 
     def _put_deadly(self, batch: Sequence[Intent], deadly: Sequence[Parking]) -> None:
         parkings, reports = self._reporter.deadly(batch, deadly)
@@ -349,6 +365,7 @@ class Reader:
                 parked.put(self.conn, parkings)
             parked.remove(self.conn, [r.id for r in reports])
             self._reporter.send(reports)
+        self._blocked = parked.keys(self.conn, self.lane)
         self._blocked = parked.keys(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:
@@ -362,24 +379,13 @@ class Reader:
         return self._parking(intent, outcome, attempts)
 
 
+def _untried(intents: Sequence[Intent], taken: Mapping[int, parked.Taken]) -> list[Parking]:
+    """Give the attempts back that were not made after all."""
+    return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
+
+
 def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
     row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
     if row is None:
         raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
     return Position(identity, row[0], row[1])
-
-
-def _cut(page: Sequence[Intent], budget: int) -> list[tuple[Sequence[Intent], bool]]:
-    """`page` in batches of about `budget` bytes, each with whether it is the last one."""
-    total = sum(map(len, map(_BODY, page)))
-    if total <= budget:
-        return [(page, True)] if page else []
-    batches: list[list[Intent]] = [[]]
-    size = 0
-    for intent in page:
-        if batches[-1] and size + len(intent.body) > budget:
-            batches.append([])
-            size = 0
-        batches[-1].append(intent)
-        size += len(intent.body)
-    return [(batch, batch is batches[-1]) for batch in batches]

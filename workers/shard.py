@@ -11,9 +11,16 @@ Fencing: the shard stores the highest epoch that has opened it; a lower one is r
 keeps a second writer out meanwhile, also one that survives as a forked child: a process that has a shard
 open must never fork.
 
-Errors: `Unavailable` when the shard can't be opened or written (disk full, locked, damaged), `Fenced`. After
-any failure the handle is dropped, because Xapian doesn't promise its state after a failed commit; the next
-use opens the shard anew.
+The shard also stores which slots of keys it is for. Under others its position would be a lie about the keys that
+were not its own: a shard that was swapped with another one, or is of another number of lanes, is refused
+unless it is empty, in which case it begins anew.
+
+Files that are put in the place of an open shard (a copy restored while the worker runs) are noticed before the
+next write, and left as they are: `Fenced`, so that the lane is claimed anew and goes on from *their* position.
+
+Errors: `Unavailable` when the shard can't be opened or written (disk full, locked, damaged), `Fenced`,
+`NotThisLane`. After any failure the handle is dropped, because Xapian doesn't promise its state after a failed
+commit; the next use opens the shard anew.
 """
 
 from __future__ import annotations
@@ -26,9 +33,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from outbox.errors import Fenced, Unavailable
+from outbox.errors import Fenced, NotThisLane, NotThisLog, Unavailable
 from outbox.failpoint import hit
 from outbox.participant import Item
+from outbox.quiet import Writing
 from outbox.search import FIELDS
 
 with warnings.catch_warnings():
@@ -36,10 +44,16 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import xapian
 
-__all__ = ["EPOCH", "Shard", "inventory", "xapian"]
+__all__ = ["EPOCH", "POSITION", "SLOTS", "Shard", "inventory", "xapian"]
 
 EPOCH = "outbox.epoch"
 """Name of the metadata that holds the highest epoch that has opened the shard."""
+
+POSITION = "outbox.position"
+"""Name of the metadata that holds the lane's position."""
+
+SLOTS = "outbox.slots"
+"""Name of the metadata that holds the first and the last slot of the shard's keys, as `0-16383`."""
 
 SLICE = 500
 """Documents read at a time by `inventory`, between looks whether the shard has moved on."""
@@ -48,20 +62,30 @@ SLICE = 500
 class Shard:
     """A shard and the right to write it. Not thread-safe."""
 
-    def __init__(self, path: Path, epoch: int) -> None:
+    def __init__(self, path: Path, epoch: int, slots: tuple[int, int] = (0, 16383)) -> None:
         self.path = path
+        self._slots = "{}-{}".format(*slots)
         #: Keyword fields that some document of this shard has or had.
         self.fields: frozenset[str] = frozenset()
         self._epoch = epoch
         self._db: Any = None
         self._folder = -1
+        # The version file that this handle has read or written last.
+        self._version: tuple[int, ...] | None = None
         self._generators: dict[str, Any] = {}
+        self._writing = Writing()
 
     def database(self) -> Any:
-        """The xapian.WritableDatabase, made or opened if there is no handle. Raises `Unavailable`, `Fenced`."""
+        """The xapian.WritableDatabase, made or opened if there is no handle.
+
+        Raises `Unavailable`, `Fenced`, `NotThisLane`.
+        """
         if self._db is None:
             try:
-                stored = self._open()
+                self._open()
+            except (Fenced, NotThisLog):
+                self.drop()
+                raise
             except xapian.DatabaseLockError as error:
                 self.drop()
                 raise Unavailable(
@@ -75,16 +99,9 @@ class Shard:
                 raise Unavailable(
                     f"the index shard {self.path} can't be opened ({error.strerror}): see to its disk and its owner"
                 ) from error
-            if stored > self._epoch:
-                self.drop()
-                raise Fenced(
-                    f"the index shard {self.path} was opened under epoch {stored}, this is {self._epoch}: "
-                    "claim the lane again"
-                )
         return self._db
 
-    def _open(self) -> int:
-        """→ the epoch that the shard had."""
+    def _open(self) -> None:
         os.makedirs(self.path.parent, exist_ok=True)
         self._db = xapian.WritableDatabase(str(self.path), xapian.DB_CREATE_OR_OPEN)
         self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -93,27 +110,68 @@ class Shard:
         for parent in (self.path.parent, self.path.parent.parent):
             with suppress(PermissionError):
                 _sync(parent)
-        stored = int(self._db.get_metadata(EPOCH) or 0)
+        slots = self._db.get_metadata(SLOTS).decode()
+        if slots not in ("", self._slots) and self._db.get_doccount():
+            raise NotThisLane(
+                f"the index shard {self.path} holds the slots {slots} of the keys, and its lane has {self._slots}: "
+                "it was swapped with another shard, or written under another number of lanes. Nothing was changed. "
+                f"Either put the lane's own shard in its place, or {self.remedy}"
+            )
+        epoch = int(self._db.get_metadata(EPOCH) or 0)
+        if epoch > self._epoch:
+            raise Fenced(
+                f"the index shard {self.path} was opened under epoch {epoch}, this is {self._epoch}: "
+                "claim the lane again"
+            )
         self.fields = frozenset(self._db.get_metadata(FIELDS).decode().split())
-        if stored < self._epoch:
-            # At once, not with the first documents: nothing of an owner before may come between.
-            self._db.begin_transaction()
-            self._db.set_metadata(EPOCH, str(self._epoch))
-            self._db.commit_transaction()
-            os.fsync(self._folder)
-        return stored
+        if epoch < self._epoch or slots != self._slots:
+            self._claim(begin_anew=slots not in ("", self._slots))
+        self._version = self._look()
+
+    def _claim(self, *, begin_anew: bool) -> None:
+        hit("index.opened")
+        # At once, not with the first documents: nothing of an owner before may come between.
+        self._db.begin_transaction()
+        self._db.set_metadata(EPOCH, str(self._epoch))
+        self._db.set_metadata(SLOTS, self._slots)
+        if begin_anew:
+            self._db.set_metadata(POSITION, "")
+        self._db.commit_transaction()
+        hit("index.epoch")
+        os.fsync(self._folder)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a shard that is not of this log or lane."""
+        return f"move the shard away (mv {self.path} {self.path}.refused), and it is filled again from this log"
+
+    def _look(self) -> tuple[int, ...] | None:
+        """What tells the version file at the shard's path from any other: each commit makes a new one."""
+        try:
+            found = os.stat(self.path / "iamglass")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_ctime_ns
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
         """What is written to the database yielded is durable at the end, or was never there."""
         db = self.database()
+        if self._look() != self._version:
+            self.drop()
+            raise Fenced(
+                f"the index shard {self.path} was replaced under its worker: the lane is claimed again, and goes on "
+                "from the position of what is there now"
+            )
         try:
             db.begin_transaction()
             yield db
             hit("index.documents")
-            db.commit_transaction()
+            with self._writing.commit(self._folder):
+                db.commit_transaction()
             hit("index.committed")
             os.fsync(self._folder)
+            self._version = self._look()
         except (xapian.DatabaseError, OSError) as error:
             # After a failed fsync the batch comes again, and with it a new rename: the sync alone is never repeated.
             self.drop()

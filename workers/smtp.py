@@ -5,7 +5,8 @@ handed to the system, a server can't have taken the message; after the reply it 
 knows. `submit` keeps the three apart:
 
 * it returns: every recipient was accepted (durable at the server, by its promise), deferred or refused.
-* `Unavailable`: nothing was taken. The server can't be reached, is closing (421), or went before the dot.
+* `Unavailable`: nothing was taken. The server can't be reached, is closing (421), went before the dot, or says
+  what isn't SMTP.
 * `Ambiguous`: the connection was lost after the dot, before the reply.
 
 After either exception the connection is closed, and stays closed until `connect`: only the caller knows whether
@@ -15,38 +16,22 @@ it may still send. Nothing here names an address or quotes a server's text, whic
 from __future__ import annotations
 
 import re
-import select
 import smtplib
-import socket
+import ssl
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from outbox.errors import Ambiguous, NotReady, Permanent, Unavailable
+from outbox.errors import Ambiguous, Permanent, Unavailable
+from workers.dialogue import Dialogue, Garbled, Reply
+from workers.relay import Relay
 
-_ENHANCED = re.compile(rb"\b([245]\.\d{1,3}\.\d{1,3})\b")
 _QUEUE_ID = re.compile(rb"(?:queued as|\bid=)\s*([A-Za-z0-9.-]{1,64})")
 _COMMANDS_AT_ONCE = 100
 """Replies to more than so many pipelined commands could fill both buffers, and both sides would wait."""
 
 CLOSING = 421
-
-
-class Reply(NamedTuple):
-    """A server's answer without its text, which may name addresses."""
-
-    code: int
-    #: Enhanced status such as 5.1.1, or "".
-    status: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.status}".rstrip()
-
-    @property
-    def deferred(self) -> bool:
-        """Whether trying again can help."""
-        return not 500 <= self.code <= 599
 
 
 class Submission(NamedTuple):
@@ -60,61 +45,18 @@ class Submission(NamedTuple):
     refused: dict[int, Reply]
 
 
-Target = str | tuple[str, int]
-
-
-def smtp_target(url: str) -> Target:
-    """`smtp://HOST:PORT` as (host, port), `unix:/path` as the path. Raises `NotReady`."""
-    kind, _, path = url.partition(":")
-    if kind == "unix" and path.startswith("/"):
-        return path
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if kind != "smtp" or not host or (parts.path or parts.query or parts.username) not in ("", None):
-        raise NotReady("the mail server's address is not understood: write smtp://HOST:PORT or unix:/path/to/socket")
-    return host, 25 if port is None else port
-
-
-class _Connection(smtplib.SMTP):
-    """`smtplib.SMTP` on a socket of either family."""
-
-    def __init__(self, target: Target, name: str, timeout: float) -> None:
-        super().__init__(local_hostname=name, timeout=timeout)
-        self.sock = _unix_socket(target, timeout) if isinstance(target, str) else _tcp_socket(target, timeout)
-        self.file = None
-
-
-def _unix_socket(path: str, timeout: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _tcp_socket(address: tuple[str, int], timeout: float) -> socket.socket:
-    sock = socket.create_connection(address, timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
 class SmtpSession:
     """A connection to one server, kept open between messages."""
 
-    def __init__(self, target: Target, name: str, *, timeout: float = 30.0, reply_timeout: float = 120.0) -> None:
-        self.target = target
+    def __init__(self, relay: Relay, name: str, *, timeout: float = 30.0, reply_timeout: float = 120.0) -> None:
+        self.relay = relay
         #: What EHLO says. The embedded server ends an older session of the same lane by it (`workers.mailserver`).
         self.name = name
+        #: Seconds for a whole reply, however it comes.
         self.timeout = timeout
-        #: Seconds to wait for the reply to the dot. Generous, because giving up leaves the message in doubt.
+        #: Seconds for the message, and again for the reply to the dot. Generous: giving up leaves it in doubt.
         self.reply_timeout = reply_timeout
-        self._connection: _Connection | None = None
+        self._connection: Dialogue | None = None
 
     @property
     def connected(self) -> bool:
@@ -123,23 +65,64 @@ class SmtpSession:
 
     def connect(self) -> None:
         """Have a session: the one there is, unless the server has ended it. Raises `Unavailable`."""
-        if self._connection is not None and self._connection.sock is not None:
-            # A server that says something unasked says goodbye; one that has gone reads as the end.
-            if not select.select([self._connection.sock], [], [], 0)[0]:
+        if self._connection is not None:
+            if self._connection.quiet():
                 return
             self._drop()
         try:
-            connection = self._connection = _Connection(self.target, self.name, self.timeout)
-            greeting = _reply(*connection.getreply())
-            hello = _reply(*connection.ehlo(self.name)) if greeting.code == 220 else greeting
+            connection = self._connection = Dialogue(self.relay, self.name, self.timeout)
+            hello = self._greet(connection)
+        except ssl.SSLCertVerificationError:
+            self._drop()
+            raise Unavailable(
+                "the mail server's certificate is not to be trusted, or is for another name: "
+                "correct the host in OUTBOX_SMTP, or name the authority's certificate in OUTBOX_SMTP_CA_FILE"
+            ) from None
         except (OSError, smtplib.SMTPException, ValueError) as error:
             self._drop()
             raise Unavailable(
                 f"the mail server can't be reached ({type(error).__name__}): start it, or correct OUTBOX_SMTP"
             ) from None
-        if not 200 <= hello.code <= 299:
+        except BaseException:
+            self._drop()
+            raise
+        if hello.code not in (220, 250):
             self._drop()
             raise Unavailable(f"the mail server takes no session now ({hello}): see its log")
+
+    def _greet(self, connection: Dialogue) -> Reply:
+        """Begin the session: TLS and login as the relay wants them. → the last reply; good, or why not."""
+        reply = Reply.read(*connection.getreply())
+        if reply.code != 220:
+            return reply
+        reply = Reply.read(*connection.ehlo(self.name))
+        if reply.good and self.relay.security == "starttls":
+            if not connection.begin_tls():
+                raise Unavailable("the mail server offers no STARTTLS: enable it there, or correct OUTBOX_SMTP")
+            reply = Reply.read(*connection.ehlo(self.name))
+        if reply.good and self.relay.user is not None:
+            self._log_in(connection, self.relay.user)
+        return reply
+
+    def _log_in(self, connection: Dialogue, user: str) -> None:
+        if not connection.private():
+            raise Unavailable(
+                "the mail server is not on this machine, and TLS is off: use smtp+starttls:// or smtps://"
+            )
+        try:
+            connection.login(user, self.relay.password())
+        except smtplib.SMTPAuthenticationError as error:
+            raise Unavailable(
+                f"the mail server doesn't let this user in ({error.smtp_code}): "
+                "correct the user in OUTBOX_SMTP, or the password in OUTBOX_SMTP_PASSWORD_FILE"
+            ) from None
+        except (Garbled, smtplib.SMTPServerDisconnected):
+            raise
+        except smtplib.SMTPException:
+            raise Unavailable(
+                "the mail server offers no way to log in that is known here (PLAIN, LOGIN, CRAM-MD5): "
+                "enable one there, or take the user out of OUTBOX_SMTP"
+            ) from None
 
     def reconnect(self) -> None:
         """Have a new session. Raises `Unavailable`."""
@@ -149,7 +132,7 @@ class SmtpSession:
     def close(self) -> None:
         """End the session politely; no error if it is gone."""
         if self._connection is not None and self._connection.sock is not None:
-            self._connection.sock.settimeout(1.0)
+            self._connection.patience = 1.0
             with suppress(OSError, smtplib.SMTPException):
                 self._connection.quit()
         self._drop()
@@ -159,20 +142,23 @@ class SmtpSession:
             self._connection.close()
         self._connection = None
 
-    def submit(self, sender: str, recipients: Sequence[str], data: bytes) -> Submission:
+    def submit(self, sender: str, recipients: Sequence[str], data: bytes, *, receipt: str | None = None) -> Submission:
         """Hand over a message for all of `recipients`, or for none.
 
         If the server takes only some of them, nothing is sent: the caller decides what to do about the rest,
-        and says by the envelope sender for whom the message is. Addresses and `data` (CRLF, ASCII) must have
-        been checked; a line break in an address raises `Permanent` all the same.
+        and says by the envelope sender for whom the message is. `receipt` is one recipient more, without whom
+        nothing is sent either. Addresses and `data` (CRLF; UTF-8 needs a server with SMTPUTF8) must have been
+        checked; a line break in an address raises `Permanent` all the same.
 
         Raises `Unavailable` or `Ambiguous`; the connection is closed then.
         """
         connection = self._connection
         if connection is None or connection.sock is None:
             raise Unavailable("there is no session with the mail server: the lane connects again")
+        if beyond := _beyond(connection, recipients, data):
+            return Submission(None, {}, beyond)
         try:
-            return self._submit(connection, sender, recipients, data)
+            return self._submit(connection, sender, recipients, data, receipt)
         except (OSError, smtplib.SMTPException) as error:
             # Everything after the dot raises Ambiguous itself.
             self._drop()
@@ -183,25 +169,31 @@ class SmtpSession:
             self._drop()
             raise
 
-    def _submit(self, connection: _Connection, sender: str, recipients: Sequence[str], data: bytes) -> Submission:
+    def _submit(
+        self, connection: Dialogue, sender: str, recipients: Sequence[str], data: bytes, receipt: str | None
+    ) -> Submission:
         size = f" SIZE={len(data)}" if connection.has_extn("size") else ""
+        unicode = "" if data.isascii() and all(map(str.isascii, recipients)) else " BODY=8BITMIME SMTPUTF8"
+        # The receipt's recipient goes first: a limit on their number must not hit it.
+        everybody = [*([receipt] if receipt else []), *recipients]
         mail, *rcpts = _exchange(
-            connection, [f"MAIL FROM:<{sender}>{size}", *(f"RCPT TO:<{address}>" for address in recipients)]
+            connection, [f"MAIL FROM:<{sender}>{size}{unicode}", *(f"RCPT TO:<{address}>" for address in everybody)]
         )
-        failed = {number: reply for number, reply in enumerate(rcpts) if not 200 <= reply.code <= 299}
-        if not 200 <= mail.code <= 299:
+        if receipt and not (taken := rcpts.pop(0)).good and mail.good:
+            raise Unavailable(f"the mail server doesn't take the receipt's recipient ({taken}): see its log")
+        failed = {number: reply for number, reply in enumerate(rcpts) if not reply.good}
+        if not mail.good:
             if mail.deferred and mail.status.startswith("4.3."):
                 # "Mail system status": full, or not taking mail at all. It's not about this message.
-                self._drop()
                 raise Unavailable(f"the mail server has no room for mail now ({mail}): see its log")
             failed = dict.fromkeys(range(len(recipients)), mail)
         if not failed:
             data_reply = _exchange(connection, ["DATA"])[0]
             if data_reply.code == 354:
-                final = self._send(connection, data)
-                if 200 <= final[0].code <= 299:
-                    return Submission(final[1], {}, {})
-                data_reply = final[0]
+                final, queue_id = self._send(connection, data)
+                if final.good:
+                    return Submission(queue_id, {}, {})
+                data_reply = final
             failed = dict.fromkeys(range(len(recipients)), data_reply)
         self._reset(connection)
         return Submission(
@@ -210,33 +202,32 @@ class SmtpSession:
             {number: reply for number, reply in failed.items() if not reply.deferred},
         )
 
-    def _send(self, connection: _Connection, data: bytes) -> tuple[Reply, str]:
+    def _send(self, connection: Dialogue, data: bytes) -> tuple[Reply, str]:
         """Headers, body and dot in one write: of two small ones the second waits 40 ms (Nagle)."""
         end = b".\r\n" if data.endswith(b"\r\n") else b"\r\n.\r\n"
         sock = connection.sock
-        if sock is None:
-            raise smtplib.SMTPServerDisconnected
-        left = memoryview(re.sub(rb"(?m)^\.", b"..", data) + end)
+        if sock is None or not connection.quiet():
+            raise Garbled
+        left, deadline = memoryview(re.sub(rb"(?m)^\.", b"..", data) + end), time.monotonic() + self.reply_timeout
         while left:
-            # Counted by hand: when this raises, the end of the dot was not handed over, and can't arrive.
+            # Counted by hand: when this raises, the end of the dot was not handed over, and can't arrive. That holds
+            # for TLS as well: a record that is not sent whole is none.
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
             left = left[sock.send(left) :]
-        sock.settimeout(self.reply_timeout)
+        connection.patience = self.reply_timeout
         try:
             code, text = connection.getreply()
         except (OSError, smtplib.SMTPException) as error:
             raise Ambiguous(
                 f"the mail server went away between the message and its answer ({type(error).__name__})"
             ) from None
-        reply = _reply(code, text)
-        if not 200 <= reply.code <= 599:
-            raise Ambiguous("the mail server's answer to the message is not SMTP")
-        sock.settimeout(self.timeout)
-        if reply.code == CLOSING:
+        connection.patience = self.timeout
+        if code == CLOSING:
             raise smtplib.SMTPServerDisconnected
         found = _QUEUE_ID.search(text)
-        return reply, found[1].decode("ascii") if found else ""
+        return Reply.read(code, text), found[1].decode("ascii") if found else ""
 
-    def _reset(self, connection: _Connection) -> None:
+    def _reset(self, connection: Dialogue) -> None:
         try:
             code = connection.rset()[0]
         except (OSError, smtplib.SMTPException):
@@ -245,23 +236,30 @@ class SmtpSession:
             self._drop()  # what was learnt stands; the next message finds no session
 
 
-def _reply(code: int, text: bytes) -> Reply:
-    status = _ENHANCED.search(text)
-    return Reply(code, status[1].decode("ascii") if status else "")
+def _beyond(connection: Dialogue, recipients: Sequence[str], data: bytes) -> dict[int, Reply]:
+    """Recipients for whom this server can't take this message, by what it said of itself; nothing is sent then."""
+    limit = str(connection.esmtp_features.get("size", ""))
+    if limit.isdecimal() and 0 < int(limit[:18]) < len(data):
+        why = f"the mail has {len(data)} bytes, the server takes {int(limit[:18])}"
+        return dict.fromkeys(range(len(recipients)), Reply(552, "5.3.4", why))
+    if connection.has_extn("smtputf8"):
+        return {}
+    unicode = Reply(553, "5.6.7", "the address needs SMTPUTF8, which the server doesn't offer")
+    return {n: unicode for n, address in enumerate(recipients) if not (address.isascii() and data.isascii())}
 
 
-def _exchange(connection: _Connection, commands: Sequence[str]) -> list[Reply]:
+def _exchange(connection: Dialogue, commands: Sequence[str]) -> list[Reply]:
     """Commands and their replies; in few writes if the server allows it (RFC 2920)."""
     for command in commands:
-        if not command.isascii() or not command.isprintable():
+        if not command.isprintable():
             raise Permanent("an address of the envelope has a character that can't be sent: correct what writes it")
     at_once = _COMMANDS_AT_ONCE if connection.has_extn("pipelining") else 1
     replies: list[Reply] = []
     for start in range(0, len(commands), at_once):
         group = commands[start : start + at_once]
-        connection.send("".join(f"{command}\r\n" for command in group))
+        connection.send("".join(f"{command}\r\n" for command in group).encode())
         for _ in group:
-            replies.append(_reply(*connection.getreply()))
-            if replies[-1].code == CLOSING or not 200 <= replies[-1].code <= 599:
+            replies.append(Reply.read(*connection.getreply()))
+            if replies[-1].code == CLOSING:
                 raise smtplib.SMTPServerDisconnected
     return replies

@@ -19,7 +19,7 @@ import shlex
 import socket
 import sys
 import xmlrpc.client
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -143,11 +143,23 @@ def servers(state: Path, sockets: Path, postgres: Postgres) -> list[Program]:
 
 
 def workers(
-    outbox: Sequence[str] = (), *, user: str | None = None, directory: str | None = None, autostart: bool = True
+    outbox: Sequence[str] = (),
+    *,
+    user: str | None = None,
+    directory: str | None = None,
+    autostart: bool = True,
+    lanes: Mapping[str, int] | None = None,
 ) -> list[Program]:
-    """The programs that drain the log. `outbox` is the command to run, by default this Python's."""
+    """The programs that drain the log. `outbox` is the command to run, by default this Python's.
+
+    A participant in `lanes` gets a program for each of its lanes; others get one that drains all they have.
+    """
     command = outbox or _python("outbox")
-    return [Program(name, (*command, "work", name), 100, user, directory, autostart) for name in WORKERS]
+    names: dict[str, tuple[str, ...]] = {name: (name,) for name in WORKERS}
+    for target, count in (lanes or {}).items():
+        del names[target]
+        names |= {f"{target}-{lane}": (target, "--lane", str(lane)) for lane in range(count)}
+    return [Program(name, (*command, "work", *words), 100, user, directory, autostart) for name, words in names.items()]
 
 
 def _python(module: str) -> tuple[str, ...]:
@@ -166,12 +178,12 @@ def embedded(state: Path, sockets: Path, postgres: Postgres) -> str:
     )
 
 
-def production(user: str, directory: str, command: str) -> str:
-    """A configuration for workers whose Postgres and mail server are run by others."""
+def production(user: str, directory: str, command: str, lanes: Mapping[str, int] | None = None) -> str:
+    """A configuration for workers whose Postgres and mail server are run by others; `lanes` as for `workers`."""
     if not directory.startswith("/"):
         raise NotReady(f"{directory!r} is not an absolute path: give --directory from the root on")
     home = directory.rstrip("/")
-    programs = workers(shlex.split(command), user=user, directory=home)
+    programs = workers(shlex.split(command), user=user, directory=home, lanes=lanes)
     return _PRODUCTION.format(
         control=_CONTROL.format(socket=_value(f"{home}/supervisor.sock")),
         user=_value(user),

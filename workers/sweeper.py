@@ -20,6 +20,7 @@ import psycopg
 
 from outbox import sql
 from outbox.blob import BlobStore, Stage
+from outbox.failpoint import hit
 
 BATCH = 1000
 """Staged files asked about in one statement."""
@@ -61,6 +62,8 @@ def sweep(conn: psycopg.Connection[Any], store: BlobStore, *, log: str, trash_ag
         for name, fate in _fates(conn, ours):
             if fate not in REMOVED or store.remove_stage(name):
                 counts[fate] += 1
+                if fate in REMOVED:
+                    hit("sweep.removed")
         counts["trash"] = store.purge_trash(trash_age)
     return Swept(**counts)
 

@@ -164,6 +164,19 @@ as $$
      order by r.place;
 $$;
 
+-- An operator's decision about a parked intent of a saga is an outcome too.
+create function outbox.saga_decided() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform outbox.saga_report(array[new.intent],
+    array[case when new.action = 'applied' then 'applied' when new.reason = 'in_doubt' then 'unknown' else 'failed' end],
+    array[case when new.action = 'applied' then '' else 'skipped by an operator' end]);
+  return null;
+end $$;
+create trigger audit_saga after insert on outbox.audit
+  for each row when (new.action in ('skip', 'applied')) execute function outbox.saga_decided();
+
 -- What an operator asks of a saga: cancel it; retry or skip a step that is stuck; or resolve one, by saying whether it
 -- has happened. The engine decides; what it refuses, and who asked, is in outbox.saga_event. Returns the intent's id.
 create function outbox.saga_ask(saga uuid, action text, step text default null, happened boolean default null,
@@ -214,6 +227,7 @@ select outbox.register('saga');
 revoke all on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_void, outbox.saga_event, outbox.saga_lock,
   outbox.saga_plan from public;
 revoke all on function outbox.saga_report(bigint[], text[], text[]) from public;
+revoke all on function outbox.saga_decided() from public;
 
 revoke all on function outbox.saga_ask(uuid, text, text, boolean, text) from public;
 

@@ -25,7 +25,11 @@ from outbox.errors import OutboxError
 #: Commands of this package → their modules, in the order of the help.
 COMMANDS = {
     "migrate": "outbox.cli.migrate",
+    "register": "outbox.cli.register",
     "status": "outbox.cli.status",
+    "why": "outbox.cli.why",
+    "parked": "outbox.cli.parked",
+    "audit": "outbox.cli.audit",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
 }

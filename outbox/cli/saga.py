@@ -15,11 +15,13 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.cli.table import seconds, table
+from outbox.cli.table import clean, table
+from outbox.cli.word import count, span
 from outbox.database import connect
 from outbox.saga import picture, view
 from outbox.saga.states import SagaState
 from outbox.settings import Settings
+from outbox.span import seconds
 
 HELP = "look at sagas; cancel them, or retry, skip or resolve their steps"
 
@@ -32,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--in", dest="states", choices=[s.value for s in SagaState], action="append",
                          help="in this state; again: or in this")  # fmt: skip
     listing.add_argument("--open", action="store_true", help="only those that have not ended")
-    listing.add_argument("--older-than", metavar="SECONDS", type=float, help="started so long ago, at least")
-    listing.add_argument("--limit", metavar="N", type=_count, default=50, help="at most so many (default: 50)")
+    listing.add_argument("--older-than", metavar="SPAN", type=span, help="started longer ago, such as 2h or 7d")
+    listing.add_argument("--limit", metavar="N", type=count, default=50, help="at most so many (default: 50)")
 
     show = _command(commands, "show", "one saga: its steps, and all that happened to it")
     graph = _command(commands, "graph", "the steps of a saga as a picture")
@@ -75,13 +77,6 @@ def _identity(text: str) -> UUID:
         raise argparse.ArgumentTypeError(f"{text!r} is not the id of a saga: see `outbox saga list`") from None
 
 
-def _count(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of sagas: use 1 or more")
-    return number
-
-
 def run(args: argparse.Namespace) -> int:
     settings = Settings.load(args.state, role="operator")
     with connect(settings.database, name="saga") as conn:
@@ -115,8 +110,8 @@ def _list(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
     else:
         head = ("saga", "name", "key", "state", "at", "for", "reason")
         print(table(head, [
-            (str(r["id"]), f"{r['name']} v{r['version']}", _clean(r["key"]), r["state"], ", ".join(r["steps"]) or None,
-             seconds(r["seconds"]), _clean(r["reason"])[:60] or None)
+            (str(r["id"]), f"{r['name']} v{r['version']}", r["key"], r["state"], ", ".join(r["steps"]) or None,
+             seconds(r["seconds"]), r["reason"][:60] or None)
             for r in rows
         ]))  # fmt: skip
     if more:
@@ -131,14 +126,14 @@ def _show(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
         print(_dump({**shown.saga, "steps": steps, "events": shown.events}))
         return 0
     saga = shown.saga
-    key = f", key {_clean(saga['key'])}" if saga["key"] else ""
+    key = f", key {clean(saga['key'])}" if saga["key"] else ""
     print(f"saga {saga['id']}: {saga['name']} version {saga['version']}{key}")
     print(f"{saga['state']} (decision: {saga['decision']}), started {saga['started_at']:%Y-%m-%d %H:%M:%S}, "
           f"{'took' if saga['ended_at'] else 'for'} {seconds(saga['seconds'])}")  # fmt: skip
     for name in ("reason", "parent", "locks", "children"):
         if saga[name]:
             text = ", ".join(saga[name]) if isinstance(saga[name], list) else str(saga[name])
-            print(f"{name}: {_clean(text)}")
+            print(f"{name}: {clean(text)}")
     print("\n" + picture.terminal(saga["nodes"], {step["step"]: step["state"] for step in shown.steps}))
     if lines := _timeline(shown):
         print("\n" + table(("at", "step", "what", "detail", "who"), lines))
@@ -148,15 +143,14 @@ def _show(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
 def _timeline(shown: view.Shown) -> list[tuple[Any, ...]]:
     """Steps that began and ended, and what happened in between, in order of time."""
     found: list[tuple[datetime, int, tuple[Any, ...]]] = [
-        (one["at"], 1, (one["step"], one["what"], _clean(one["detail"]) or None, one["who"] or None))
-        for one in shown.events
+        (one["at"], 1, (one["step"], one["what"], one["detail"] or None, one["who"] or None)) for one in shown.events
     ]
     for step in shown.steps:
         if not step["began_at"]:
             continue
         found.append((step["began_at"], 0, (step["step"], "begins", None, None)))
         if step["ended_at"]:
-            found.append((step["ended_at"], 2, (step["step"], step["state"], _clean(step["error"]) or None, None)))
+            found.append((step["ended_at"], 2, (step["step"], step["state"], step["error"] or None, None)))
         elif step["parked"]:
             why = f"intent {step['intent']}: {step['parked']}"
             found.append((step["began_at"], 3, (step["step"], "parked", why, None)))
@@ -202,8 +196,3 @@ def _check(conn: psycopg.Connection[Any], args: argparse.Namespace, settings: Se
     else:
         print("Every open saga can be continued.")
     return 1 if lacking else 0
-
-
-def _clean(text: str | None) -> str:
-    """`text` without what could steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text or "")

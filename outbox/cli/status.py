@@ -8,9 +8,11 @@ import sys
 import time
 from dataclasses import asdict
 
-from outbox.cli.table import seconds, table
+from outbox.cli.table import table
 from outbox.database import connect
+from outbox.lane import owner_of
 from outbox.settings import Settings
+from outbox.span import seconds
 from outbox.status import COUNT_LIMIT, Status, read
 
 HELP = "show the log, the clock, each lane, what is parked and what holds rows back"
@@ -54,7 +56,7 @@ def render(status: Status) -> str:
             [
                 (
                     f"{lane['target']}/{lane['lane']}",
-                    _owner(lane["place"]) if lane["owned"] else None,
+                    owner_of(lane["place"]) if lane["owned"] else None,
                     lane["epoch"],
                     f"{COUNT_LIMIT:,}+" if lane["behind"] >= COUNT_LIMIT else f"{lane['behind']:,}",
                     seconds(lane["lag_seconds"] or 0.0),
@@ -79,9 +81,3 @@ def render(status: Status) -> str:
         )
     parts += [f"! {warning}" for warning in status.warnings()]
     return "\n\n".join(parts)
-
-
-def _owner(place: str | None) -> str | None:
-    """host:pid of where an owner runs."""
-    parts = (place or "").split("/")
-    return f"{parts[0]}:{parts[3]}" if len(parts) == 5 else place

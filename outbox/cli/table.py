@@ -1,8 +1,9 @@
-"""Tables for a terminal: aligned columns, numbers to the right."""
+"""Tables for a terminal (aligned columns, numbers to the right), and what they and JSON need of their cells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 
@@ -22,14 +23,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else clean(str(value))
 
 
-def seconds(value: float | None) -> str:
-    """A span of time for people: `0.2 s`, `3 min`, `2 h`, `5 d`."""
-    if value is None:
-        return "-"
-    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if value < limit:
-            return f"{value / size:.1f} {unit}" if value < 10 else f"{value / size:.0f} {unit}"
-    return f"{value / 86_400:.0f} d"
+def clean(text: str) -> str:
+    """`text` without what could steer the terminal: keys come from applications, errors from participants."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def jsonable(value: object) -> str:
+    """What JSON has no type for: times, in ISO 8601."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(type(value).__name__)

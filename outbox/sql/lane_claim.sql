@@ -1,13 +1,14 @@
 -- Purpose: become the owner of a lane that is free, whose lease has run out, or whose owner is known to be
 --   dead (`dead`: the caller has seen that its process is gone). Raises the epoch. Counts deaths: an owner
 --   that went away without releasing, with a batch in hand, and without moving the position (unless the caller is itself that owner,
---   back after it had lost the database).
+--   back after it had lost the database). A row that is locked is an owner's who is writing: nothing is waited for,
+--   because an owner that was cut off in a transaction holds it until the server's patience is over.
 -- Locks: the lane row. Tables: outbox.lane (update), outbox.position (read). Called by: outbox.lane.claim.
 with prior as (
   select * from outbox.lane
    where target = %(target)s and lane = %(lane)s
      and (owner is null or lease_until < outbox.now() or owner = %(dead)s::uuid)
-     for update
+     for update skip locked
 ), stand as (
   select coalesce(max(seq), 0) as seq from outbox.position where target = %(target)s and lane = %(lane)s
 )

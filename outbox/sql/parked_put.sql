@@ -1,7 +1,8 @@
--- Purpose: set intents aside. One that is parked already keeps its place and takes the new reason.
+-- Purpose: set intents aside. One that is parked already keeps its place and takes the new reason, and
+--   one that an operator has skipped stays that.
 -- Locks: rows of outbox.parked. Tables: outbox.parked (insert, update), outbox.log (read).
 -- Called by: outbox.parked.put, in the transaction that holds the lane (outbox.lane.fence).
-insert into outbox.parked (id, target, slot, key, reason, attempts, retry_at, error)
+insert into outbox.parked as parked (id, target, slot, key, reason, attempts, retry_at, error)
 select p.id, l.target, l.slot, l.key, p.reason, p.attempts,
        case when p.reason = 'due' then l.due
             when p.reason = 'retry' then outbox.now() + make_interval(secs => p.wait) end,
@@ -10,5 +11,6 @@ select p.id, l.target, l.slot, l.key, p.reason, p.attempts,
        as p (id, reason, attempts, wait, error)
   join outbox.log l on l.id = p.id
 on conflict (id) do update
-   set reason = excluded.reason, attempts = excluded.attempts, deaths = 0, retry_at = excluded.retry_at, error = excluded.error
- where excluded.reason <> 'blocked'
+   set reason = excluded.reason, attempts = excluded.attempts, deaths = 0, trying = null, retry_at = excluded.retry_at,
+       error = excluded.error
+ where excluded.reason <> 'blocked' and parked.reason <> 'skipped'

@@ -6,10 +6,10 @@ with gone as (
 ), heads as (
   select distinct on (p.key) p.id, p.key, p.reason
     from outbox.parked p join gone g on p.target = g.target and p.key = g.key
-   where p.id <> all(%(ids)s) and p.reason <> 'due'
+   where p.id <> all(%(ids)s) and p.reason not in ('due', 'skipped')
    order by p.key, p.id
 ), turn as (
   update outbox.parked p set reason = 'retry', retry_at = outbox.now()
-    from heads h where p.id = h.id and h.reason = 'blocked'
+    from heads h where p.id = h.id and p.reason = 'blocked'  -- now: an operator may have skipped it meanwhile
 )
 select g.key, exists (select from heads h where h.key = g.key) as still_blocked from gone g

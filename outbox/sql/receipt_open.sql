@@ -1,5 +1,5 @@
 -- Purpose: record attempts before they are made. Those that are closed already don't come back: their effect
---   is done, and must not be made again.
+--   is done, and must not be made again. One that is prepared stays so: it is to be released, whoever does it.
 -- Locks: rows of outbox.receipt; the lane row (share). Tables: outbox.receipt (insert, update), outbox.lane (lock).
 -- Called by: outbox.receipt.opened.
 with fence as (
@@ -8,6 +8,7 @@ with fence as (
 insert into outbox.receipt as r (id, target, slot, state, epoch)
 select l.id, l.target, l.slot, 'open', %(epoch)s from fence, outbox.log l where l.id = any(%(ids)s)
 on conflict (id) do update
-   set state = 'open', attempts = r.attempts + 1, epoch = excluded.epoch, opened_at = excluded.opened_at
+   set state = case r.state when 'prepared' then 'prepared' else 'open' end,
+       attempts = r.attempts + 1, epoch = excluded.epoch, opened_at = excluded.opened_at
  where r.state <> 'closed'
 returning r.id, r.evidence

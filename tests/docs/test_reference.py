@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 import outbox
-from outbox import failpoint, search, status
+from outbox import failpoint, search, status, testing
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
 from outbox.database import Unreachable
@@ -196,6 +196,9 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "Index.search": search.Index.search,
     "Index.get": search.Index.get,
     "process.run": process.run,
+    "participant_contract": testing.participant_contract,
+    "Subject": testing.Subject.__init__,
+    "failpoint.hit": failpoint.hit,
 }
 
 
@@ -247,6 +250,16 @@ def test_each_public_name_is_documented() -> None:
             assert name.startswith("_") or f"`{prefix}.{name}" in read(PYTHON), name
     for name in vars(Outbox):
         assert name.startswith("_") or f"`outbox.{name}" in read(PYTHON), name
+
+
+def test_each_member_of_a_subject_is_documented() -> None:
+    table = rows(sections(PYTHON, 3)["`Subject(home)`"])
+    described = {name.split("(")[0] for row in table for name in re.findall(r"`([^`]+)`", row[0])}
+    members = {name for name in vars(testing.Subject) if not name.startswith("_")}
+    assert described == members
+    for name in ("put", "undo", "poison", "view"):
+        (shown,) = [found for row in table for found in re.findall(rf"`{name}(\(.*?\))`", row[0])]
+        assert written(shown) == real(getattr(testing.Subject, name)), name
 
 
 @pytest.mark.parametrize("kind", [Token, Position, Blob, Intent, search.Hit, search.Results])

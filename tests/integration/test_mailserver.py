@@ -26,8 +26,9 @@ from outbox.participant import Doubt, Evidence, LaneView, Verdict
 from tests.fixtures.mail import Mailserver, mail_intent, participant, start_worker
 from tests.fixtures.site import until
 from workers.evidence import MaildirEvidence, evidence_for
+from workers.listener import listening_socket
 from workers.maildir import Maildir
-from workers.mailserver import listening_socket
+from workers.relay import Relay
 from workers.smtp import SmtpSession
 
 
@@ -174,7 +175,7 @@ def test_mailserver_i6_ends_the_older_session_of_a_lane(mailserver: Mailserver) 
 
 
 def test_mailserver_lets_other_clients_share_a_name(mailserver: Mailserver) -> None:
-    sessions = [SmtpSession(str(mailserver.socket), "localhost") for _ in range(3)]
+    sessions = [SmtpSession(Relay(str(mailserver.socket)), "localhost") for _ in range(3)]
     for session in sessions:
         session.connect()
     for session in sessions:
@@ -196,7 +197,7 @@ def test_mailserver_answers_a_new_session_when_the_old_one_has_written(mailserve
         sock.sendall(commands + data + b"\r\n.\r\n")
         time.sleep(random.Random(round_).choice([0, 0.0005, 0.001, 0.002, 0.004]))
         sock.close()
-        session = SmtpSession(str(mailserver.socket), f"mail-7-{round_}.outbox.test")
+        session = SmtpSession(Relay(str(mailserver.socket)), f"mail-7-{round_}.outbox.test")
         session.connect()
         seen.append(evidence.look({token: begun})[token].evidence is Evidence.APPLIED)
         session.close()

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from outbox import Saga
 from outbox.errors import Permanent
 from outbox.participant import Outcome, Verdict
+from outbox.retry import Backoff
 from outbox.saga.plan import Retry
 from tests.fixtures.sagas import Rig, function_step, sink_step
 
@@ -284,7 +285,7 @@ def test_saga_parked_intent_is_withdrawn_when_its_step_times_out(rig: Rig) -> No
     saga: Saga[dict[str, Any]] = Saga("slow", dict)
     sink_step(saga, "a")
     sink_step(saga, "b", timeout=30.0)
-    rig._sink = rig.reader(backoff=__import__("outbox.retry", fromlist=["Backoff"]).Backoff(first=3600, limit=3600))
+    rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
     rig.sink.fate["b"] = RETRY
     started = rig.start(saga, {})
     rig.settle()
@@ -310,6 +311,19 @@ def test_saga_i7_late_success_is_undone_when_the_timeout_came_first(rig: Rig) ->
     rig.settle()
     assert rig.done() in (["a"], ["a", "undo a"])
     assert (rig.state(started), rig.done()) in [("completed", ["a"]), ("compensated", ["a", "undo a"])]
+
+
+@pytest.mark.parametrize(("decision", "state"), [("skip", "compensated"), ("retry", "completed")])
+def test_saga_is_told_when_an_operator_decides_about_its_parked_intent(rig: Rig, decision: str, state: str) -> None:
+    rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
+    rig.sink.fate["c"] = RETRY
+    saga = rig.start(three(), {})
+    rig.settle()
+    assert rig.parked() == {"retry": ["c"]}
+    rig.sink.fate.clear()
+    rig.admin.execute("select outbox.decide(%s, array(select id from outbox.parked))", (decision,))
+    rig.settle()
+    assert rig.state(saga) == state
 
 
 # ------------------------------------------------------------------------------------------------------- crashes

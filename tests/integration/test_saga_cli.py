@@ -65,7 +65,7 @@ def test_saga_list_filters(rig: Rig, operator: Operator) -> None:
     assert {row["id"] for row in json.loads(operator("list", "--json"))} == {str(done), str(held)}
     for words in (["--open"], ["--name", "plain"], ["--in", "stuck"], ["--key", "k1"]):
         assert [row["id"] for row in json.loads(operator("list", "--json", *words))] == [str(held)], words
-    assert json.loads(operator("list", "--json", "--older-than", "3600")) == []
+    assert json.loads(operator("list", "--json", "--older-than", "1h")) == []
     text = operator("list")
     assert str(held) in text
     assert "step 'd' is stuck" in text

@@ -26,8 +26,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
             default=default,
             help=f"{text} (default: %(default)s)",
         )
+    parser.add_argument(
+        "--lanes",
+        metavar="TARGET=N",
+        type=_lanes,
+        action="append",
+        default=[],
+        help="a program for each of the N lanes that `outbox register` gave it",
+    )
+
+
+def _lanes(text: str) -> tuple[str, int]:
+    target, _, number = text.partition("=")
+    if target not in supervisor.WORKERS or target == "clock" or not (number.isascii() and number.isdigit()):
+        raise argparse.ArgumentTypeError("not of the form TARGET=N, such as index=4")
+    return target, int(number)
 
 
 def run(args: argparse.Namespace) -> int:
-    print(supervisor.production(args.with_user, args.with_directory, args.with_command), end="")
+    print(supervisor.production(args.with_user, args.with_directory, args.with_command, dict(args.lanes)), end="")
     return 0

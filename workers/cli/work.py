@@ -1,4 +1,9 @@
-"""`outbox work`: drain the log into a participant."""
+"""`outbox work`: drain the log into a participant.
+
+A participant of one's own is named as `PACKAGE.MODULE:NAME`, or under its target in the entry-point group
+`outbox.participants` of an installed package. What is named makes a participant when it is called without
+arguments: a class, or a function. It is called once for each claim of a lane.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import cast
 
 from outbox import status
 from outbox.database import connect
@@ -17,30 +25,69 @@ from outbox.participant import Participant
 from outbox.settings import Settings, required
 from workers import process
 
-HELP = "drain the log into a participant (index, blob, mail), drive the sagas, or run the clock"
+HELP = "drain the log into a participant (index, blob, mail), drive sagas, run the clock, or take mail's receipts"
 
 #: In the order in which they are started.
 TARGETS = ("clock", "index", "blob", "mail", "saga")
 
+#: The server that mail's receipts are brought to. With OUTBOX_MAIL_EVIDENCE=receipt:… only.
+RECEIPTS = "receipts"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="TARGET", choices=[*TARGETS, "all"], help=", ".join([*TARGETS, "or all"]))
+    parser.add_argument(
+        "target", metavar="TARGET", help=", ".join([*TARGETS, RECEIPTS, "all", "or your own participant's name"])
+    )
+    parser.add_argument("--lane", metavar="N", type=int, help="drain this lane only, counted from 0 (default: all)")
+    parser.add_argument(
+        "--participant", metavar="MODULE:NAME", help="the class of your own participant, or a function that makes it"
+    )
     parser.add_argument("--until-idle", action="store_true", help="stop when everything committed so far is done")
 
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if args.target in ("all", "clock", RECEIPTS) and (args.lane is not None or args.participant):
+        raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
     if args.target == "all":
         return _all(args)
     settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
     stop = process.Stop().install()
-    if args.target == "clock":
+    if args.target in ("clock", RECEIPTS):
         if args.until_idle:
-            raise NotReady("the clock is never idle: use --until-idle with a participant or with all")
-        process.run_clock(settings, stop)
+            raise NotReady(f"{args.target} is never idle: use --until-idle with a participant or with all")
+        (process.run_clock if args.target == "clock" else _receipts)(settings, stop)
     else:
-        process.run(settings, args.target, _maker(settings, args.target), stop, until_idle=args.until_idle)
+        if args.participant:
+            make = _named(args.participant)
+        else:
+            make = _maker(settings, args.target) if args.target in TARGETS else _contributed(args.target)
+        process.run(settings, args.target, make, stop, until_idle=args.until_idle, lane=args.lane)
     return 0
+
+
+def _named(name: str) -> Callable[[], Participant]:
+    """What `MODULE:NAME` names. The working directory is searched last, so that nothing in it hides a module."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise NotReady("--participant is not of the form MODULE:NAME: write it like shop.webhook:Webhook")
+    sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise NotReady(f"the participant {name} can't be imported ({error}): correct --participant") from error
+    except AttributeError:
+        raise NotReady(f"the module {module} has no {attribute}: correct --participant") from None
+    return cast("Callable[[], Participant]", found)
+
+
+def _contributed(target: str) -> Callable[[], Participant]:
+    """The participant that an installed package has for this target."""
+    for point in entry_points(group="outbox.participants", name=target):
+        return cast("Callable[[], Participant]", point.load())
+    raise NotReady(
+        f"nothing installed is a participant {target!r}: name it with --participant, or use one of {', '.join(TARGETS)}"
+    )
 
 
 def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
@@ -63,19 +110,43 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
 
         definitions = deployed(settings.sagas)
         return lambda: Engine(settings, definitions)
+    from workers.relay import Relay  # noqa: PLC0415
+
+    relay = Relay.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
+    if settings.mail_evidence.startswith("hold:"):
+        from workers.heldmail import HeldMailParticipant  # noqa: PLC0415
+        from workers.hold import HoldQueue  # noqa: PLC0415
+
+        hold = HoldQueue.named(settings.mail_evidence, settings.postsuper)
+        return lambda: HeldMailParticipant(relay, hold, settings.mail_domain)
     from workers.evidence import evidence_for  # noqa: PLC0415
     from workers.mail import MailParticipant  # noqa: PLC0415
 
-    return lambda: MailParticipant(settings.smtp, evidence_for(settings.mail_evidence), settings.mail_domain)
+    return lambda: MailParticipant(relay, evidence_for(settings.mail_evidence, settings), settings.mail_domain)
+
+
+def _receipts(settings: Settings, stop: process.Stop) -> None:
+    from workers import lmtp  # noqa: PLC0415
+    from workers.listener import listening_socket  # noqa: PLC0415
+    from workers.postmark import ReceiptAddress  # noqa: PLC0415
+    from workers.relay import lmtp_target  # noqa: PLC0415
+
+    kind, _, address = settings.mail_evidence.partition(":")
+    if kind != "receipt":
+        raise NotReady("there are no receipts to take: set OUTBOX_MAIL_EVIDENCE=receipt:receipt@example.org")
+    receipt = ReceiptAddress.read(address)
+    # Who may enter the socket's directory may connect: the mail server is another user.
+    lmtp.serve(receipt, settings.database, listening_socket(lmtp_target(settings.lmtp), mode=0o666), stop)
 
 
 def _all(args: argparse.Namespace) -> int:
     """Everything; with --until-idle again until nothing is left, because what a saga does next depends on what the
     others have just done."""
     settings = Settings.load(args.state, role="worker")
+    servers = ["clock", *([RECEIPTS] if settings.mail_evidence.startswith("receipt:") else [])]
     stop = process.Stop().install()
     while True:
-        failed = _round(args, stop)
+        failed = _round(args, servers, stop)
         if failed or stop.is_set() or not args.until_idle or not _behind(settings):
             return 1 if failed else 0
 
@@ -87,7 +158,7 @@ def _behind(settings: Settings) -> bool:
     return picture.log["last_id"] > picture.log["high"] or any(lane["behind"] for lane in picture.lanes)
 
 
-def _round(args: argparse.Namespace, stop: threading.Event) -> bool:
+def _round(args: argparse.Namespace, servers: Sequence[str], stop: threading.Event) -> bool:
     """One process each (an open index must not be forked, and one that dies must not take the others along), until they
     have all ended or one has failed. → whether one has."""
     state = ["--state", args.state] if args.state else []
@@ -97,16 +168,16 @@ def _round(args: argparse.Namespace, stop: threading.Event) -> bool:
     supervised = {**os.environ, "SUPERVISOR_ENABLED": "1"}
     running = {
         name: subprocess.Popen(
-            [*command, name, *state, *([] if name == "clock" else idle)], start_new_session=True, env=supervised
+            [*command, name, *state, *([] if name in servers else idle)], start_new_session=True, env=supervised
         )
-        for name in TARGETS
+        for name in (*servers, *TARGETS[1:])
     }
     failed = False
     try:
         while not stop.is_set():
             ended = {name: child.poll() for name, child in running.items() if child.poll() is not None}
             failed = failed or any(ended.values())
-            if failed or not (running.keys() - ended.keys() - {"clock"}):
+            if failed or not (running.keys() - ended.keys() - set(servers)):
                 break
             threading.Event().wait(0.1)
     finally:

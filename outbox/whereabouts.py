@@ -1,0 +1,198 @@
+"""Where an intent is, what it waits for, and the command that would move it.
+
+Called by `outbox why` and `outbox parked show`. Reads only, with the rights of `outbox_reader`; one consistent
+picture, except that open transactions are looked for first: what was not open then, and is not there after, was
+rolled back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from outbox import audit, decision, sql
+from outbox.errors import NotReady
+from outbox.lane import owner_of
+from outbox.span import seconds
+
+COUNT_LIMIT = 10_000
+"""Intents in front of one are counted up to here."""
+
+OVERDUE = 10.0
+"""Seconds after its time from which the lane is suspected, and not the intent."""
+
+WORKERS = ("index", "blob", "mail")
+"""Participants whose worker is `outbox work TARGET`."""
+
+
+@dataclass(slots=True)
+class Whereabouts:
+    """Where an intent is. Every value is JSON, but for times."""
+
+    id: int
+    #: undrawn, open, rolled_back, dropped; unregistered, committed, behind, applied; or what it is parked for.
+    state: str
+    #: One sentence, or a few.
+    says: str
+    #: What would move it; None if nothing needs to, or can.
+    command: str | None = None
+    #: Its row in the log.
+    intent: dict[str, Any] | None = None
+    lane: dict[str, Any] | None = None
+    parked: dict[str, Any] | None = None
+    receipt: dict[str, Any] | None = None
+    #: What operators did with it, the last thing last.
+    audit: list[dict[str, Any]] = field(default_factory=list)
+
+
+def find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
+    """Where intent `number` is. Raises `NotReady` without the rights to see it."""
+    try:
+        return _find(conn, number)
+    except psycopg.errors.InsufficientPrivilege:
+        user = conn.info.user
+        raise NotReady(
+            f"the database user {user} may not see where intents are: use a member of outbox_reader "
+            f"(GRANT outbox_reader TO {user})"
+        ) from None
+
+
+def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
+    with conn.cursor(row_factory=dict_row) as cursor:
+        log = cursor.execute(sql.load("whereabouts_log")).fetchone()
+        holders = cursor.execute(sql.load("status_holders")).fetchall()
+        with conn.transaction():
+            cursor.execute("set transaction isolation level repeatable read, read only")
+            intent = cursor.execute(sql.load("whereabouts_intent"), {"id": number}).fetchone()
+            trail = audit.find(conn, intent=number)
+            if intent is None:
+                assert log is not None  # noqa: S101 - a sequence always has its row
+                return _absent(number, log, holders, trail)
+            wanted = {**intent, "limit": COUNT_LIMIT}
+            lane = cursor.execute(sql.load("whereabouts_lane"), wanted).fetchone()
+            found = decision.find(conn, decision.Choice(ids=[number]))
+            receipt = cursor.execute(sql.load("whereabouts_receipt"), wanted).fetchone()
+            head = cursor.execute(sql.load("whereabouts_head"), wanted).fetchone()
+    parked = found[0] if found else None
+    if parked is not None:
+        state, (says, command) = parked["reason"], _parked(parked, lane, head, trail)
+    else:
+        state, says, command = _unparked(intent, lane, receipt)
+    clock = ("ticked", "clock_runs", "clock_stopped")
+    shown = {name: value for name, value in intent.items() if name not in clock}
+    return Whereabouts(number, state, says, command, shown, lane, parked, receipt, trail)
+
+
+def _absent(
+    number: int, log: dict[str, Any], holders: list[dict[str, Any]], trail: list[dict[str, Any]]
+) -> Whereabouts:
+    if number > log["last_id"] or number < 1:
+        says = f"No intent has this id: the last one drawn is {log['last_id']}."
+        return Whereabouts(number, "undrawn", says, "outbox status")
+    if number < log["first_id"]:
+        says = f"It was passed by retention: the log begins with id {log['first_id']}."
+        return Whereabouts(number, "dropped", says, audit=trail)
+    if holders:
+        first = holders[0]
+        name = first["prepared"] or f"pid {first['pid']}"
+        says = (
+            f"It is not committed: its transaction is still open, or was rolled back. Transactions that have written "
+            f"to the log and not ended: {len(holders)}; the oldest is {name}, open for {seconds(first['seconds'])}."
+        )
+        return Whereabouts(number, "open", says, "outbox status")
+    says = "It was rolled back: its id was drawn, and its transaction has ended without a commit."
+    return Whereabouts(number, "rolled_back", says)
+
+
+def _unparked(
+    intent: dict[str, Any], lane: dict[str, Any] | None, receipt: dict[str, Any] | None
+) -> tuple[str, str, str | None]:
+    target = intent["target"]
+    if lane is None:
+        says = f"Nobody reads it: no participant {target} is registered. It was written past outbox.emit."
+        return "unregistered", says, f"""psql "$OUTBOX_DATABASE" -c "select outbox.register('{target}')" """.strip()
+    if lane["passed"]:
+        return "applied", _applied(lane, receipt), None
+    if not intent["ticked"]:
+        says = f"It is committed ({intent['created_at']:%Y-%m-%d %H:%M:%S %Z}), and no tick shows it yet: "
+        if intent["clock_stopped"]:
+            return "committed", f"{says}the clock is stopped: {intent['clock_stopped']}.", None
+        if intent["clock_runs"]:
+            return "committed", f"{says}the clock runs, look again.", None
+        return "committed", f"{says}no clock is running.", "outbox work clock"
+    before = f"{COUNT_LIMIT:,} or more" if lane["before"] >= COUNT_LIMIT else f"{lane['before']:,}"
+    says, command = _drained(lane)
+    return "behind", f"Lane {_name(lane)} has not come to it: {before} intents are before it. {says}", command
+
+
+def _applied(lane: dict[str, Any], receipt: dict[str, Any] | None) -> str:
+    when = f", by {lane['passed_at']:%Y-%m-%d %H:%M:%S %Z}" if lane["passed_at"] else ""
+    says = f"It is applied{when}: lane {_name(lane)} has passed it ({lane['position']})."
+    if receipt is None:
+        return says
+    if "heuristic" in receipt["evidence"]:
+        return f"{says} That its effect happened is what an operator decided."
+    return f"{says} Its receipt is {receipt['state']}, after {receipt['attempts']} attempts."
+
+
+def _parked(
+    parked: dict[str, Any], lane: dict[str, Any] | None, head: dict[str, Any] | None, trail: list[dict[str, Any]]
+) -> tuple[str, str | None]:
+    error = f" ({parked['error']})" if parked["error"] else ""
+    tries = f"tried {parked['attempts']} times"
+    retry, resolve = f"outbox parked retry {parked['id']}", f"outbox parked resolve {parked['id']} --sent"
+    command: str | None = None
+    if parked["trying"]:
+        says = f"It is being tried now; {tries}{error}."
+    elif parked["reason"] == "skipped":
+        by = next((row for row in reversed(trail) if row["action"] == "skip"), None)
+        who = f" by {by['who']} ({by['client']}) at {by['at']:%Y-%m-%d %H:%M:%S %Z}" if by else ""
+        says = f"It was skipped{who}: it will not be tried. Emit another intent if it should be."
+    elif parked["reason"] == "poison":
+        says, command = f"It can't succeed as it is{error}; {tries}. Remove the cause and retry it, or skip it.", retry
+    elif parked["reason"] == "in_doubt":
+        says = f"Its effect may have happened{error}; {tries}. Find out, and say so with --sent or --not-sent."
+        command = resolve
+    elif parked["reason"] == "blocked":
+        says, command = _blocked(head)
+    else:
+        says, command = _waiting(parked, f"{error}; {tries}"), retry
+        if parked["retry_seconds"] < -OVERDUE and lane is not None:
+            doing, command = _drained(lane)
+            says = f"Its time came {seconds(-parked['retry_seconds'])} ago{error}; {tries}. {doing}"
+    return says, command
+
+
+def _blocked(head: dict[str, Any] | None) -> tuple[str, str | None]:
+    """→ what a blocked intent waits for, and the command that moves its key's head."""
+    if head is None:
+        return "It was blocked behind another of its key, and has its turn now.", None
+    if head["reason"] == "in_doubt":
+        command = f"outbox parked resolve {head['id']} --sent"
+    else:
+        command = f"outbox parked retry {head['id']}"
+    return f"It is blocked behind intent {head['id']} of its key, which is parked: {head['reason']}.", command
+
+
+def _waiting(parked: dict[str, Any], tries: str) -> str:
+    when = f"{parked['retry_at']:%Y-%m-%d %H:%M:%S %Z} (in {seconds(max(0.0, parked['retry_seconds']))})"
+    return f"It is scheduled for {when}." if parked["reason"] == "due" else f"It is tried again at {when}{tries}."
+
+
+def _drained(lane: dict[str, Any]) -> tuple[str, str | None]:
+    """→ what the lane is doing, and the command if it isn't drained."""
+    name, work = _name(lane), f"outbox work {lane['target']}" if lane["target"] in WORKERS else None
+    if lane["state"] == "stopped":
+        return f"The lane is stopped: {lane['reason']}.", None
+    if not lane["drained"]:
+        return f"Nobody drains lane {name}: run its worker.", work
+    if lane["state"] == "waiting":
+        return f"The lane waits: {lane['reason']}.", None
+    return f"{owner_of(lane['place'])} drains it (epoch {lane['epoch']}).", None
+
+
+def _name(lane: dict[str, Any]) -> str:
+    return f"{lane['target']}/{lane['lane']}"

@@ -1,0 +1,111 @@
+"""PgBouncer in transaction mode between the workers and Postgres: no session of their own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+
+from outbox.database import connect
+from outbox.errors import NotReady
+from tests.fixtures.pgbouncer import PgBouncer
+from tests.fixtures.site import LIMIT, until
+from tests.fixtures.zombie import House
+
+
+@pytest.fixture
+def pooled(house: House, pgbouncer: PgBouncer, database: str) -> dict[str, str]:
+    """The environment of a worker whose database is behind PgBouncer, with two server connections for all."""
+    return {"OUTBOX_DATABASE": pgbouncer.url("outbox_worker", database)}
+
+
+def test_pgbouncer_i2_i3_i6_workers_drain_and_keep_their_lanes_through_it(house: House, pooled: dict[str, str]) -> None:
+    # Given: every process behind PgBouncer, two of each kind
+    targets = ("index", "blob", "mail", "ledger")
+    workers = {target: [house.start(target, **pooled) for _ in range(2)] for target in ("clock", *targets)}
+    names = {target: [f"{target}-{n}" for n in range(30)] for target in targets}
+
+    # When: there is traffic, more statements of each kind than psycopg executes before it prepares them
+    for n in range(30):
+        for target in targets:
+            house.emit(target, names[target][n])
+    for target in targets:
+        house.drained(target, *names[target])
+
+    # Then: a dead owner is replaced through it, and nothing is complained about
+    for target in ("clock", "blob"):
+        owner = until(partial(house.owner, target), f"{target} has an owner")
+        next(worker for worker in workers[target] if worker.pid == owner).kill()
+    for target in targets:
+        house.emit(target, f"{target}-last")
+        house.drained(target, *names[target], f"{target}-last")
+    assert house.never_went_back()
+    assert "prepared statement" not in house.log()
+    assert "Traceback" not in house.log()
+    everybody = [worker for two in workers.values() for worker in two]
+    for worker in everybody:
+        worker.terminate()
+    assert sorted(worker.wait(LIMIT) for worker in everybody) == [-9, -9] + [0] * 8
+
+
+def test_pgbouncer_wait_returns_when_the_participant_has_it(
+    house: House, pooled: dict[str, str], pgbouncer: PgBouncer, database: str
+) -> None:
+    # Given: an application behind PgBouncer as well
+    house.start("clock", **pooled)
+    house.start("index", **pooled)
+    shop = House(house.site, pgbouncer.url("app", database), house.smtp)
+    names = [f"k{n}" for n in range(12)]
+    shop.emit("index", *names)
+
+    # When: it waits for its last transaction
+    with shop.sessions() as session:
+        shop.outbox.index.put(session, "last", text="text")
+        session.commit()
+        shop.outbox.wait(session, shop.outbox.token(session), "index", timeout=LIMIT)
+    shop.engine.dispose()
+
+    # Then
+    assert house.effects("index").keys() == {*names, "last"}
+
+
+def test_pgbouncer_is_recognised_and_a_plain_connection_is_not_taken_for_one(
+    pgbouncer: PgBouncer, worker_url: str, database: str
+) -> None:
+    with (
+        connect(worker_url, name="test") as direct,
+        connect(pgbouncer.url("outbox_worker", database), name="t") as conn,
+    ):
+        assert not direct.pooled
+        assert conn.pooled
+        for _ in range(20):
+            conn.execute("select 1 + %s", (1,))
+        # Nothing was left in the server's session for the next client.
+        assert conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
+        assert conn.execute("select current_setting('enable_seqscan')").fetchone() == ("on",)
+        assert direct.execute("select current_setting('enable_seqscan')").fetchone() == ("off",)
+
+
+def test_pgbouncer_i5_is_refused_when_commits_would_not_wait_for_the_disk(
+    pgbouncer: PgBouncer, admin: psycopg.Connection[Any], database: str
+) -> None:
+    # Given: a database whose sessions don't wait for the disk, and a pooler, which forgets what a session sets
+    admin.execute(f"alter database {database} set synchronous_commit = off")
+
+    def says() -> str:
+        # The server's sessions are new: settings of a database or a role count from the next one on.
+        admin.execute("select pg_terminate_backend(pid, 90000) from pg_stat_activity where usename = 'outbox_worker'")
+        try:
+            connect(pgbouncer.url("outbox_worker", database), name="test").close()
+        except NotReady as error:
+            return str(error)
+        return "connected"
+
+    # When, Then: the worker doesn't start, and says how it would
+    until(lambda: "run ALTER ROLE outbox_worker SET synchronous_commit = on" in says(), "it is refused")
+
+    # When, Then: it is done as it said
+    admin.execute(f"alter role outbox_worker in database {database} set synchronous_commit = on")
+    until(lambda: says() == "connected", "it is accepted")

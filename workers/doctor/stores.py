@@ -1,0 +1,79 @@
+"""What `outbox doctor` asks of the directories of the index and of the blob store."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from outbox.settings import Settings, required
+from workers.doctor import Findings
+
+_ROOM = 1 << 30
+"""Bytes free that are called room enough to start with."""
+
+
+def index(settings: Settings) -> Findings:
+    """Xapian, and a directory that keeps what is written."""
+    found = find_spec("xapian") is not None
+    advice = "pip install 'postgres-outbox[workers]', or use the distribution's python3-xapian"
+    yield "xapian", found, "installed" if found else "not installed", advice
+    yield from _directory(required(settings.index, "OUTBOX_INDEX"))
+
+
+def blobs(settings: Settings) -> Findings:
+    """A directory that keeps what is written, on one file system with hard links."""
+    store = required(settings.blobs, "OUTBOX_BLOBS")
+    yield from _directory(store)
+    parts = [store / name for name in ("staging", "objects", "trash")]
+    one = len({part.stat().st_dev for part in parts if part.exists()}) <= 1
+    yield "file system", one, "one" if one else "several", "have staging, objects and trash on one file system"
+    there = next((part for part in (store, *store.parents) if part.is_dir()), store)
+    file, second = there / _name(), there / _name()
+    try:
+        file.touch()
+        os.link(file, second)
+        yield "hard links", True, "supported", ""
+    except OSError as error:
+        yield (
+            "hard links",
+            False,
+            error.strerror or "refused",
+            "use a file system that has them (ext4, XFS, ZFS)",
+        )
+    finally:
+        for path in (file, second):
+            path.unlink(missing_ok=True)
+
+
+def _directory(path: Path) -> Findings:
+    """Whether what is written below `path` (or where it will be made) can be written and synced."""
+    there = next(part for part in (path, *path.parents) if part.is_dir())
+    where = "there" if there == path else f"to be made in {there}"
+    file = there / _name()
+    try:
+        with file.open("xb") as opened:
+            opened.write(b"x")
+            opened.flush()
+            os.fsync(opened.fileno())
+        folder = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        yield "writable", True, f"{path}, {where}; fsync works", ""
+    except OSError as error:
+        advice = "let this user write there, on a disk that is sound"
+        yield "writable", False, f"{path}: {error.strerror}", advice
+    finally:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+    stat = os.statvfs(there)
+    free = stat.f_bavail * stat.f_frsize
+    yield "room", free >= _ROOM, f"{free / (1 << 30):.1f} GiB free", "make room, or use another file system"
+
+
+def _name() -> str:
+    return f".doctor-{secrets.token_hex(8)}"
