@@ -30,6 +30,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
@@ -119,6 +120,7 @@ class Saga(Generic[Input]):
         self.locks = locks
         self.lock_timeout = lock_timeout
         self.steps: list[Step] = []
+        self._held: list[Step] = []
         self._plan: Plan | None = None
 
     def __repr__(self) -> str:
@@ -187,13 +189,54 @@ class Saga(Generic[Input]):
     @overload
     def mail(self, do: Maker[Input], /) -> Step: ...
     @overload
-    def mail(self, /, **options: Unpack[Options]) -> Callable[[Maker[Input]], Step]: ...
-    def mail(self, do: Maker[Input] | None = None, /, **options: Unpack[Options]) -> Any:
+    def mail(self, /, *, held: bool = False, **options: Unpack[Options]) -> Callable[[Maker[Input]], Step]: ...
+    def mail(self, do: Maker[Input] | None = None, /, *, held: bool = False, **options: Unpack[Options]) -> Any:
         """A step that is a mail: a function (run) that returns `run.mail.send(…)`.
 
-        A mail can't be undone: it is the pivot, or comes after it.
+        A mail can't be undone: it is the pivot, or comes after it. Unless it is `held`, where the mail server has a hold
+        queue (OUTBOX_MAIL_EVIDENCE=hold:…): then the mail is handed over where the step stands, and the plan gets a
+        step `NAME.release` after the pivot (or as the pivot, if there is none), which lets go of it. Undone, it is
+        deleted on hold, and nobody has seen it.
         """
-        return self._declare(Act.INTENT, do, options, irreversible=True)
+        if not held:
+            return self._declare(Act.INTENT, do, options, irreversible=True)
+
+        def declare(do: Maker[Input]) -> Step:
+            def prepare(run: Run[Input]) -> Action:
+                made = do(run)
+                token = made.intent.payload["token"]
+                # One key: they come in order.
+                return Action(made.intent._replace(action="prepare", key=token), {**made.result, "token": token})
+
+            prepare.__name__ = do.__name__
+            step = cast(Step, self._declare(Act.INTENT, prepare, options))
+
+            @step.undo
+            def withdraw(run: Run[Input]) -> Action:
+                return self._about_held(step, run, "withdraw")
+
+            self._held.append(step)
+            return step
+
+        return declare if do is None else declare(do)
+
+    @staticmethod
+    def _about_held(step: Step, run: Run[Any], action: str) -> Action:
+        token = run.results[step.name]["token"]
+        return run.emit("mail", action, token, {"token": token})
+
+    def _release(self) -> None:
+        """Add the steps that let go of held mails."""
+        for step in self._held:
+            pivot = next((one for one in self.steps if one.node.kind is Kind.PIVOT), None)
+            before = {n for one in self.steps for n in one.node.after}
+            last = [one for n, one in enumerate(self.steps) if n not in before]
+            self._add(
+                Act.INTENT, f"{step.name}.release",
+                partial(lambda step, run: self._about_held(step, run, "release"), step),
+                after=last if pivot is None else [pivot, step], kind="retriable" if pivot else "pivot",
+            )  # fmt: skip
+        self._held = []
 
     def child(self, child: Saga[Any], **options: Unpack[Options]) -> Callable[[Callable[[Run[Input]], Any]], Step]:
         """A step that is another saga: a function (run) that returns its input. Done when that has completed, failed
@@ -232,6 +275,7 @@ class Saga(Generic[Input]):
     def plan(self) -> Plan:
         """The steps as a value. Raises `SagaRefused` with everything that the linter found."""
         if self._plan is None:
+            self._release()
             plan = Plan(self.name, self.version, tuple(step.node for step in self.steps))
             if found := lint(plan):
                 raise SagaRefused(f"saga {self.name!r} can't keep its promise: " + "; ".join(found))
