@@ -193,8 +193,8 @@ class Saga(Generic[Input]):
     def mail(self, do: Maker[Input] | None = None, /, *, held: bool = False, **options: Unpack[Options]) -> Any:
         """A step that is a mail: a function (run) that returns `run.mail.send(…)`.
 
-        A mail can't be undone: it is the pivot, or comes after it. Unless it is `held`, where the mail server has a hold
-        queue (OUTBOX_MAIL_EVIDENCE=hold:…): then the mail is handed over where the step stands, and the plan gets a
+        A mail can't be undone: it is the pivot, or comes after it. Unless it is `held`, where the mail server has a
+        hold queue (OUTBOX_MAIL_EVIDENCE=hold:…): then the mail is handed over where the step stands, and the plan gets a
         step `NAME.release` after the pivot (or as the pivot, if there is none), which lets go of it. Undone, it is
         deleted on hold, and nobody has seen it.
         """

@@ -150,7 +150,7 @@ def test_held_mail_is_prepared_where_it_stands_and_released_after_the_pivot(
     assert step.do is not None
     prepared = step.do(run)
     assert prepared.intent.action == "prepare"
-    later = Run(run.id, {}, {"m": prepared.result}, "", run.index, run.blobs, run.mail)
+    later: Run[dict[str, Any]] = Run(run.id, {}, {"m": prepared.result}, "", run.index, run.blobs, run.mail)
     assert step.undo_function is not None
     assert saga.steps[-1].do is not None
     for action, made in (("withdraw", step.undo_function(later)), ("release", saga.steps[-1].do(later))):
