@@ -221,6 +221,13 @@ begin
   return drawn;
 end $$;
 
+-- Where a saga is: for applications, which may not read the tables. Null before the engine has read its start.
+create function outbox.saga_state(saga uuid) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select s.state from outbox.saga s where s.id = saga_state.saga
+$$;
+
 select outbox.register('saga');
 
 ---------------------------------------------------------------------------------------------- grants
@@ -228,11 +235,13 @@ revoke all on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_void
   outbox.saga_plan from public;
 revoke all on function outbox.saga_report(bigint[], text[], text[]) from public;
 revoke all on function outbox.saga_decided() from public;
+revoke all on function outbox.saga_state(uuid) from public;
 
 revoke all on function outbox.saga_ask(uuid, text, text, boolean, text) from public;
 
 grant select on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_void, outbox.saga_event,
   outbox.saga_lock, outbox.saga_plan to outbox_worker, outbox_operator, outbox_reader;
+grant execute on function outbox.saga_state(uuid) to outbox_app, outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.saga_ask(uuid, text, text, boolean, text) to outbox_operator;
 grant execute on function outbox.saga_report(bigint[], text[], text[]) to outbox_worker;
 

@@ -194,7 +194,7 @@ class Saga(Generic[Input]):
         """A step that is a mail: a function (run) that returns `run.mail.send(…)`.
 
         A mail can't be undone: it is the pivot, or comes after it. Unless it is `held`, where the mail server has a
-        hold queue (OUTBOX_MAIL_EVIDENCE=hold:…): then the mail is handed over where the step stands, and the plan gets a
+        hold queue (OUTBOX_MAIL_EVIDENCE=hold:…): the mail is handed over where the step stands, and the plan has a
         step `NAME.release` after the pivot (or as the pivot, if there is none), which lets go of it. Undone, it is
         deleted on hold, and nobody has seen it.
         """
@@ -323,3 +323,11 @@ class Saga(Generic[Input]):
         saga = uuid4() if key is None else self.id_of(key)
         Outbox.of(session).emit(session, "saga", "start", str(saga), self.payload(input, key))
         return saga
+
+    @staticmethod
+    def state(session: Session, saga: UUID) -> str | None:
+        """Where a run is (`running`, `completed`, `compensated`, `stuck`, …); None before the engine knows of it."""
+        import sqlalchemy as sa  # noqa: PLC0415 - as above
+
+        found = session.execute(sa.text("select outbox.saga_state(:saga)"), {"saga": saga}).scalar()
+        return None if found is None else str(found)
