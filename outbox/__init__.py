@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from outbox.errors import Ambiguous, OutboxError, Permanent, Transient
     from outbox.intent import Intent
     from outbox.position import Position, Token
+    from outbox.saga.definition import Saga
+    from outbox.saga.plan import Retry
     from outbox.session import Outbox
     from outbox.settings import Settings
 
@@ -31,6 +33,8 @@ _HOME = {
     "OutboxError": "errors",
     "Permanent": "errors",
     "Position": "position",
+    "Retry": "saga.plan",
+    "Saga": "saga.definition",
     "Settings": "settings",
     "Token": "position",
     "Transient": "errors",
@@ -44,6 +48,8 @@ __all__ = [
     "OutboxError",
     "Permanent",
     "Position",
+    "Retry",
+    "Saga",
     "Settings",
     "Token",
     "Transient",

@@ -59,6 +59,9 @@ NAMES = (
     "reader.recorded",
     "blob.settled",
     "reader.settled",
+    # The saga engine: a batch of its lane.
+    "saga.written",
+    "saga.committed",
     # What is parked.
     "parked.taken",
     "parked.returned",

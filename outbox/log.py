@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import psycopg
@@ -21,6 +22,9 @@ from outbox.tick import Tick
 
 # `Intent._make` without its Python frame: a page has thousands of rows, and this is the hot path.
 _INTENT = cast("Callable[[Any], Intent]", partial(tuple.__new__, Intent))
+
+
+_BODY = attrgetter("body")
 
 
 def _row_factory(_cursor: Any) -> Callable[[Any], Intent]:
@@ -126,3 +130,19 @@ def step(position: Position, end: Tick, after: int | None) -> Position:
     if after is None:
         return Position(position.log, end.id, end.nonce)
     return position._replace(upto=end.id, after=after)
+
+
+def cut(page: Sequence[Intent], budget: int) -> list[tuple[Sequence[Intent], bool]]:
+    """`page` in batches of about `budget` bytes, each with whether it is the last one."""
+    total = sum(map(len, map(_BODY, page)))
+    if total <= budget:
+        return [(page, True)] if page else []
+    batches: list[list[Intent]] = [[]]
+    size = 0
+    for intent in page:
+        if batches[-1] and size + len(intent.body) > budget:
+            batches.append([])
+            size = 0
+        batches[-1].append(intent)
+        size += len(intent.body)
+    return [(batch, batch is batches[-1]) for batch in batches]

@@ -102,3 +102,8 @@ def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:
 def keys(conn: psycopg.Connection[Any], lane: Lane) -> set[str]:
     """The keys that later intents must queue behind."""
     return {row[0] for row in conn.execute(sql.load("parked_keys"), _share(lane))}
+
+
+def which(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
+    """Those of `ids` that are parked."""
+    return {row[0] for row in conn.execute("select id from outbox.parked where id = any(%s)", (list(ids),))}

@@ -154,6 +154,14 @@ class Participant(Protocol):
 
 
 @runtime_checkable
+class Timed(Protocol):
+    """A participant that also has work to do at certain times: the saga engine."""
+
+    def wake(self) -> bool:
+        """Do what is due by the database's clock. → whether there was any. Called about as often as `apply`."""
+
+
+@runtime_checkable
 class TwoPhase(Protocol):
     """What a participant has beside `Participant` if its effects can be prepared before they are made.
 

@@ -38,7 +38,7 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from outbox import sql
 from outbox.blob import Blob, Inline, Staged
 from outbox.document import document
-from outbox.errors import IntentRefused, PayloadTooLarge, UnknownTarget, WaitTimeout
+from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
@@ -48,6 +48,7 @@ from outbox.settings import Settings
 from outbox.source import Source
 from outbox.store import Store, open_store
 
+_OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
 _TOKEN = "outbox.token"  # noqa: S105 - a key of session.info, no secret
 _XID = "outbox.xid"
@@ -90,6 +91,16 @@ class Outbox:
             self._settings = Settings.load()
         return self._settings
 
+    @staticmethod
+    def of(session: Session) -> Outbox:
+        """The outbox that is attached to a session. Raises `NotReady` if none is."""
+        if not session.in_transaction():
+            session.begin()
+        found = session.info.get(_OUTBOX)
+        if found is None:
+            raise NotReady("no outbox is attached to this session: make one with Outbox(sessionmaker) first")
+        return cast(Outbox, found)
+
     # ------------------------------------------------------------------------------------------ writing
 
     def emit(
@@ -131,6 +142,22 @@ class Outbox:
                 f"Register it with select outbox.register('{target}')"
             )
 
+    def signal(
+        self, session: Session, saga: UUID, name: str, payload: Any = None, *, accepted: bool = True, who: str = ""
+    ) -> None:
+        """Tell a saga what its step `name` waits for, when the session's transaction commits.
+
+        The payload is the step's result. `accepted=False` (an approval that is refused) lets the saga go back. A
+        signal may come before its step; the first one counts. `who` is noted.
+        """
+        told = {"name": name, "payload": payload, "accepted": accepted, "who": who}
+        self.emit(session, "saga", "signal", str(saga), told)
+
+    def cancel(self, session: Session, saga: UUID, reason: str, *, who: str = "") -> None:
+        """Ask a saga to go back, when the session's transaction commits. Once its pivot is done it is too late: that is
+        noted, and shown by `outbox saga show`."""
+        self.emit(session, "saga", "cancel", str(saga), {"reason": reason, "who": who})
+
     # ------------------------------------------------------------------------------------------- events
 
     def _before_commit(self, session: Session) -> None:
@@ -141,6 +168,7 @@ class Outbox:
 
     def _after_create(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
+            session.info[_OUTBOX] = self
             # A token belongs to one transaction: the next one has none until it has written intents.
             session.info.pop(_TOKEN, None)
         # The SAVEPOINT itself is sent with its first statement: the parent's intents still go before it.

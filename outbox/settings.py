@@ -18,6 +18,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
+    OUTBOX_SAGAS          modules that define sagas: package.module[,…]
+    OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ STATE_FILE = "state.json"
 INLINE_MOST = 45_000
 """Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
 
-Role = Literal["app", "worker", "operator", "admin"]
+Role = Literal["app", "worker", "operator", "saga", "admin"]
 
 Place = TypeVar("Place", bound=Path | str)
 
@@ -48,6 +50,7 @@ _EMBEDDED_USER: dict[Role, str] = {
     "app": "app",
     "worker": "outbox_worker",
     "operator": "outbox_operator",
+    "saga": "saga",
     "admin": "postgres",
 }
 
@@ -82,6 +85,8 @@ class Settings:
     s3_endpoint: str | None = None
     #: Bytes of the largest blob that travels in its intent; 0: none does.
     blob_inline: int = 0
+    #: Modules that define sagas.
+    sagas: tuple[str, ...] = ()
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -103,7 +108,10 @@ class Settings:
         # The database named in the environment needs no state directory; anything else may lie there.
         if not env.get("OUTBOX_DATABASE") or (directory / STATE_FILE).exists():
             embedded = read_state(directory)
-        database = env.get("OUTBOX_DATABASE") or _embedded_database(embedded, role)
+        named = env.get("OUTBOX_DATABASE")
+        if role == "saga":
+            named = env.get("OUTBOX_SAGA_DATABASE") or named
+        database = named or _embedded_database(embedded, role)
         if "://" not in database:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
         return cls(
@@ -121,6 +129,7 @@ class Settings:
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
             blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
+            sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
         )
 
 

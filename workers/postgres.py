@@ -175,12 +175,15 @@ class Postgres:
     def provide(self) -> None:
         """The login roles and the database `app`, if they aren't there. Idempotent; before the migration."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
-            for role in ("app", "outbox_worker", "outbox_operator", "outbox_app"):
+            for role in ("app", "saga", "outbox_worker", "outbox_operator", "outbox_app", "outbox_saga"):
                 if not conn.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
                     conn.execute(f"create role {role}")
             conn.execute("alter role app login")
             conn.execute("alter role outbox_worker login")
             conn.execute("alter role outbox_operator login")
             conn.execute("grant outbox_app to app")
+            # The engine runs the application's function steps: it may do what the application may.
+            conn.execute("alter role saga login")
+            conn.execute("grant outbox_saga, app to saga")
             if not conn.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone():
                 conn.execute(f"create database {DATABASE} owner app")

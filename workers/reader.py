@@ -7,6 +7,7 @@ makes the effects. What it promises:
 * Per key, effects follow the log: after a failure, later intents of that key are parked behind it.
 * A failing intent never stops its lane. A participant that is down does (`Unavailable`), and parks nothing.
 * An intent that kills the process is found by halving the batch, and parked after three deaths.
+* What became of an intent of a saga is reported to the engine with it (`workers.reporter`).
 
 Raises `Fenced` when the lane has another owner, `NotThisLog` when the participant has seen another
 history, `psycopg.OperationalError` when the database is lost; the process (`workers.process`) goes on from there.
@@ -29,10 +30,13 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
 from outbox.parked import Parking
-from outbox.participant import APPLIED, LaneView, Outcome, Participant, Verdict
+from outbox.participant import APPLIED, LaneView, Outcome, Participant, Timed, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
+from outbox.saga import report
+from outbox.saga.report import Report
 from workers.attempt import Attempts
+from workers.reporter import Reporter
 
 logger = logging.getLogger("outbox.reader")
 
@@ -56,7 +60,6 @@ PARKED_LIMIT = 100
 
 
 # Looked at for each intent, so without a Python frame each.
-_BODY = attrgetter("body")
 _DUE = attrgetter("due")
 
 
@@ -76,6 +79,7 @@ class Reader:
         self.participant = participant
         self.backoff = backoff or Backoff()
         self._attempts = Attempts(conn, lane, participant)
+        self._reporter = Reporter(conn, lane)
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
@@ -100,6 +104,7 @@ class Reader:
             own = self.participant.position()
             remedy = getattr(self.participant, "remedy", tick.REMEDY)
             stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
+            self._reporter.ahead(self._written, stand)
         self._move(stand)
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
@@ -125,6 +130,8 @@ class Reader:
         """Do a piece of work. → whether there was any. Raises `Unavailable` when the lane has to wait."""
         self.lane.check(self.conn)
         worked = self._retry_parked()
+        if isinstance(self.participant, Timed):
+            worked = self.participant.wake() or worked
         return self._drain() or worked
 
     def decided(self) -> None:
@@ -164,7 +171,7 @@ class Reader:
             target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
         )  # fmt: skip
         ended = len(page) < limit
-        for batch, last in _cut(page, self.participant.batch_bytes):
+        for batch, last in log.cut(page, self.participant.batch_bytes):
             after = log.step(position, end, None if ended and last else batch[-1].id)
             self._work(batch, after, end)
             self._applied += len(batch)
@@ -189,13 +196,15 @@ class Reader:
 
     def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
         """Apply a batch and move behind it."""
-        ready, aside = self._sort(batch)
-        if aside:
+        ready, aside, reports = self._sort(batch)
+        if aside or reports:
             # Parked first: no position, wherever it is kept, may pass an intent that is neither done nor parked.
             with self.conn.transaction():
                 self.lane.fence(self.conn)
-                parked.put(self.conn, aside)
-                if self.lane.deaths and aside[0].reason == "poison":
+                if aside:
+                    parked.put(self.conn, aside)
+                self._reporter.send(reports)
+                if self.lane.deaths and (reports or aside[0].reason == "poison"):
                     self.lane.show(self.conn, "draining", clear_deaths=True)
             hit("reader.aside")
         if self.lane.deaths and ready:
@@ -216,29 +225,33 @@ class Reader:
         if missing:
             raise Unavailable(f"{self.lane.target} went down in the middle of a batch")
 
-    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking]]:
-        """→ what to apply, and what to set aside untried."""
+    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking], list[Report]]:
+        """→ what to apply, what to set aside untried, and what the engine is to be told of that."""
         suspect = 0
         alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
-        if not suspect and not self._blocked and not self._skipped and not any(map(_DUE, batch)):
-            return batch, []
+        void = self._reporter.void(batch)
+        out = self._skipped | void
+        if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
+            return batch, [], []
         ready, aside = [], []
         for intent in batch:
-            if intent.id in self._skipped:
+            if intent.id in out:
                 continue
             if intent.key in self._blocked:
                 aside.append(Parking(intent.id, "blocked"))
             elif intent.id == suspect:
                 aside.append(Parking(intent.id, "poison", error=_DEADLY))
-                self._blocked.add(intent.key)
+                if intent.saga is None:
+                    self._blocked.add(intent.key)
                 logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
             elif intent.due is not None:
                 aside.append(Parking(intent.id, "due"))
             else:
                 ready.append(intent)
-        return ready, aside
+        aside, reports = self._reporter.deadly(batch, aside)
+        return ready, aside, reports + [Report(number, "void") for number in sorted(void)]
 
     def _record(self, batch: Sequence[Intent], outcomes: Sequence[Outcome], after: Position) -> None:
         """Store what became of a batch, and the position behind it, in one transaction."""
@@ -246,7 +259,9 @@ class Reader:
         if outcomes.count(APPLIED) < len(outcomes):
             pairs = zip(batch, outcomes, strict=True)
             parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
-        if not parkings and not self.participant.records_attempts:
+        failed = bool(parkings)
+        parkings, reports = self._reporter.judge(batch, outcomes, parkings)
+        if not failed and not reports and not self.participant.records_attempts:
             self._advance(after)
             return
         with self.conn.transaction():
@@ -254,10 +269,13 @@ class Reader:
             self._attempts.record(batch, outcomes)
             if parkings:
                 parked.put(self.conn, parkings)
+            freed = self._reporter.send(reports)
             self._advance(after)
-        if parkings and self.participant.keeps_position:
+        if freed:
+            self._blocked = parked.keys(self.conn, self.lane)
+        if failed and self.participant.keeps_position:
             hit("reader.parked")
-            # They are parked now, so its own position may pass them too.
+            # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
 
     def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
@@ -289,8 +307,16 @@ class Reader:
             return False
         hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
-        if deadly := [Parking(n, "poison", t.attempts, error=_DEADLY) for n, t in taken.items() if t.deaths > DEATHS]:
-            self._put(deadly)
+        if void := self._reporter.void(batch):
+            self._reporter.withdraw(void)
+            self._blocked = parked.keys(self.conn, self.lane)
+            batch = [intent for intent in batch if intent.id not in void]
+        if deadly := [
+            Parking(i.id, "poison", taken[i.id].attempts, error=_DEADLY) for i in batch if taken[i.id].deaths > DEATHS
+        ]:
+            self._put_deadly(batch, deadly)
+            return True
+        if not batch:
             return True
         try:
             outcomes = self._attempts.make(batch, None)
@@ -306,12 +332,15 @@ class Reader:
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
             failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed or untried:
                 parked.put(self.conn, failed + _untried(untried, taken))
-            freed = parked.remove(self.conn, [i.id for i, o in pairs if o.verdict is Verdict.APPLIED])
+            still = {parking.id for parking in failed}
+            freed = parked.remove(self.conn, [i.id for i in batch if i.id not in still])
+            self._reporter.send(reports)
         hit("parked.recorded")
         self._blocked.difference_update(key for key, more in freed.items() if not more)
-        self._blocked.update(i.key for i, o in pairs if o.verdict is not Verdict.APPLIED)
+        self._blocked.update(i.key for i in batch if i.id in still)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
         if freed:
             self._parked_at = 0.0  # the next one of each key may have its turn at once
@@ -323,9 +352,21 @@ class Reader:
         with self.conn.transaction():
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
+            report.hurry(self.conn, self.lane)
         hit("parked.promoted")
         self._blocked = parked.keys(self.conn, self.lane)
         self._skipped = parked.skipped(self.conn, self.lane)
+
+    def _put_deadly(self, batch: Sequence[Intent], deadly: Sequence[Parking]) -> None:
+        parkings, reports = self._reporter.deadly(batch, deadly)
+        with self.conn.transaction():
+            self.lane.fence(self.conn)
+            if parkings:
+                parked.put(self.conn, parkings)
+            parked.remove(self.conn, [r.id for r in reports])
+            self._reporter.send(reports)
+        self._blocked = parked.keys(self.conn, self.lane)
+        self._blocked = parked.keys(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:
         with self.conn.transaction():
@@ -348,19 +389,3 @@ def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
     if row is None:
         raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
     return Position(identity, row[0], row[1])
-
-
-def _cut(page: Sequence[Intent], budget: int) -> list[tuple[Sequence[Intent], bool]]:
-    """`page` in batches of about `budget` bytes, each with whether it is the last one."""
-    total = sum(map(len, map(_BODY, page)))
-    if total <= budget:
-        return [(page, True)] if page else []
-    batches: list[list[Intent]] = [[]]
-    size = 0
-    for intent in page:
-        if batches[-1] and size + len(intent.body) > budget:
-            batches.append([])
-            size = 0
-        batches[-1].append(intent)
-        size += len(intent.body)
-    return [(batch, batch is batches[-1]) for batch in batches]

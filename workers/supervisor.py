@@ -34,7 +34,7 @@ MAIL_SOCKET = "smtp.sock"
 SERVERS = ("postgres", "mailserver")
 """What the embedded stack brings itself and a production host has elsewhere."""
 
-WORKERS = ("clock", "index", "blob", "mail")
+WORKERS = ("clock", "index", "blob", "mail", "saga")
 
 _FOR_EVER = 1_000_000_000
 

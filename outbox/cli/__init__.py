@@ -31,6 +31,7 @@ COMMANDS = {
     "parked": "outbox.cli.parked",
     "audit": "outbox.cli.audit",
     "search": "outbox.cli.search",
+    "saga": "outbox.cli.saga",
 }
 
 

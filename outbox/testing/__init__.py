@@ -1,4 +1,4 @@
-"""What the tests of applications use: the conformance suite of participants.
+"""What the tests of applications use: the conformance suite of participants, and the crash matrix of sagas.
 
     from outbox.testing import Subject, participant_contract
 
@@ -11,12 +11,14 @@ contract (`outbox.testing.contract` lists them). With pytest:
 
 and without it: `python -m outbox.testing MODULE:SUBJECT`.
 
-Nothing of the package needs a database, and nothing imports pytest. A case that fails raises `Broken`.
+`crash_matrix` makes a case of everything that can go wrong with each step of a saga (`outbox.testing.matrix`); only
+these need a database. Nothing of the package imports pytest. A case that fails raises `Broken`.
 """
 
 from __future__ import annotations
 
 from outbox.testing.contract import Case, participant_contract
+from outbox.testing.matrix import Mishap, Stage, crash_matrix
 from outbox.testing.subject import Broken, Subject
 
-__all__ = ["Broken", "Case", "Subject", "participant_contract"]
+__all__ = ["Broken", "Case", "Mishap", "Stage", "Subject", "crash_matrix", "participant_contract"]

@@ -26,6 +26,8 @@ from outbox.parked import Reason
 from outbox.participant import Verdict
 from outbox.position import Position, Token
 from outbox.receipt import Record
+from outbox.saga.definition import Saga, SagaRefused
+from outbox.saga.states import SagaState, StepState
 from outbox.session import BlobVerbs, IndexVerbs, MailVerbs, Outbox
 from outbox.settings import Settings
 from tests.docs.pages import DOCS, PAGES, ROOT, blocks, code, prose, read, rows, sections
@@ -183,10 +185,16 @@ def test_each_function_is_documented(admin: psycopg.Connection[Any]) -> None:
 
 def errors(root: type[BaseException] = OutboxError) -> dict[str, type[BaseException]]:
     """All of the product's own; modules that have some must be imported here."""
-    assert {BlobMissing, Unreachable, search.QueryInvalid}
+    assert {BlobMissing, Unreachable, SagaRefused, search.QueryInvalid}
     found = {root.__name__: root}
     for kind in root.__subclasses__():
-        if kind.__module__ in ("outbox.errors", "outbox.blob", "outbox.database", "outbox.search"):
+        if kind.__module__ in (
+            "outbox.errors",
+            "outbox.blob",
+            "outbox.database",
+            "outbox.search",
+            "outbox.saga.definition",
+        ):
             found |= errors(kind)
     return found
 
@@ -227,6 +235,20 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.blobs.delete": BlobVerbs.delete,
     "outbox.mail.send": MailVerbs.send,
     "outbox.emit": Outbox.emit,
+    "outbox.signal": Outbox.signal,
+    "outbox.cancel": Outbox.cancel,
+    "outbox.of": Outbox.of,
+    "Saga": Saga.__init__,
+    "saga.function": Saga.function,
+    "saga.intent": Saga.intent,
+    "saga.mail": Saga.mail,
+    "saga.signal": Saga.signal,
+    "saga.delay": Saga.delay,
+    "saga.child": Saga.child,
+    "saga.start": Saga.start,
+    "saga.state": Saga.state,
+    "saga.id_of": Saga.id_of,
+    "saga.check": Saga.check,
     "outbox.token": Outbox.token,
     "outbox.wait": Outbox.wait,
     "outbox.committed": Outbox.committed,
@@ -352,6 +374,11 @@ def test_states_of_a_receipt_are_those_of_code_and_schema(admin: psycopg.Connect
     allowed = check(admin, "receipt", "state")
     assert set(get_args(get_type_hints(Record)["state"])) == allowed
     assert diagram("A receipt") == allowed
+
+
+def test_states_of_sagas_and_steps_are_those_of_code_and_schema(admin: psycopg.Connection[Any]) -> None:
+    for heading, table, kind in (("A saga", "saga", SagaState), ("A step", "saga_step", StepState)):
+        assert diagram(heading) == check(admin, table, "state") == {state.value for state in kind}
 
 
 # ----------------------------------------------------------------------------------- what pages rely on

@@ -13,20 +13,22 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import cast
 
+from outbox import status
+from outbox.database import connect
 from outbox.errors import NotReady
 from outbox.participant import Participant
 from outbox.settings import Settings, required
 from workers import process
 
-HELP = "drain the log into a participant (index, blob, mail), run the clock, or take mail's receipts"
+HELP = "drain the log into a participant (index, blob, mail), drive sagas, run the clock, or take mail's receipts"
 
 #: In the order in which they are started.
-TARGETS = ("clock", "index", "blob", "mail")
+TARGETS = ("clock", "index", "blob", "mail", "saga")
 
 #: The server that mail's receipts are brought to. With OUTBOX_MAIL_EVIDENCE=receipt:… only.
 RECEIPTS = "receipts"
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
     if args.target == "all":
         return _all(args)
-    settings = Settings.load(args.state, role="worker")
+    settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
     stop = process.Stop().install()
     if args.target in ("clock", RECEIPTS):
         if args.until_idle:
@@ -102,6 +104,12 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
 
         blobs = open_store(settings)
         return lambda: BlobParticipant(blobs)
+    if target == "saga":
+        from outbox.saga.registry import deployed  # noqa: PLC0415
+        from workers.engine import Engine  # noqa: PLC0415
+
+        definitions = deployed(settings.sagas)
+        return lambda: Engine(settings, definitions)
     from workers.relay import Relay  # noqa: PLC0415
 
     relay = Relay.of(settings)
@@ -132,10 +140,27 @@ def _receipts(settings: Settings, stop: process.Stop) -> None:
 
 
 def _all(args: argparse.Namespace) -> int:
-    """One process each (an open index must not be forked, and one that dies must not take the others along)."""
+    """Everything; with --until-idle again until nothing is left, because what a saga does next depends on what the
+    others have just done."""
     settings = Settings.load(args.state, role="worker")
     servers = ["clock", *([RECEIPTS] if settings.mail_evidence.startswith("receipt:") else [])]
     stop = process.Stop().install()
+    while True:
+        failed = _round(args, servers, stop)
+        if failed or stop.is_set() or not args.until_idle or not _behind(settings):
+            return 1 if failed else 0
+
+
+def _behind(settings: Settings) -> bool:
+    """Whether anything was written that a lane has not passed."""
+    with connect(settings.database, name="work") as conn:
+        picture = status.read(conn)
+    return picture.log["last_id"] > picture.log["high"] or any(lane["behind"] for lane in picture.lanes)
+
+
+def _round(args: argparse.Namespace, servers: Sequence[str], stop: threading.Event) -> bool:
+    """One process each (an open index must not be forked, and one that dies must not take the others along), until they
+    have all ended or one has failed. → whether one has."""
     state = ["--state", args.state] if args.state else []
     idle = ["--until-idle"] if args.until_idle else []
     command = [sys.executable, "-m", "outbox", "work"]
@@ -161,4 +186,4 @@ def _all(args: argparse.Namespace) -> int:
                 child.terminate()
         for child in running.values():
             child.wait()
-    return 1 if failed else 0
+    return failed

@@ -1,0 +1,50 @@
+"""How a participant's worker tells the engine what became of a step's intent.
+
+Called by `workers.reader` for batches that have intents of sagas, in the transaction that records the same for the
+lane: a report is durable with the position, or neither is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import psycopg
+
+from outbox import sql
+from outbox.lane import Lane
+
+
+class Report(NamedTuple):
+    """What became of one intent."""
+
+    id: int
+    #: unknown: it may have happened, and its worker died of it.
+    verdict: Literal["applied", "failed", "void", "unknown"]
+    error: str = ""
+
+
+def send(conn: psycopg.Connection[Any], reports: Sequence[Report]) -> None:
+    """Append an outcome for the engine for each; what wasn't applied is void from now on."""
+    if reports:
+        conn.execute(
+            sql.load("saga_report"),
+            {
+                "ids": [r.id for r in reports],
+                "verdicts": [r.verdict for r in reports],
+                "errors": [r.error for r in reports],
+            },
+        )
+
+
+def void(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
+    """Which of these must not be applied: the engine has recalled them, or they were given up before."""
+    return {row[0] for row in conn.execute(sql.load("saga_void"), {"ids": list(ids)})}
+
+
+def hurry(conn: psycopg.Connection[Any], lane: Lane) -> None:
+    """Give parked intents that were recalled their turn: their saga waits for the answer."""
+    conn.execute(
+        sql.load("saga_hurry"),
+        {"target": lane.target, "slot_low": lane.slots.low, "slot_high": lane.slots.high},
+    )

@@ -1,0 +1,218 @@
+"""The rows of sagas: read and written for a whole batch at a time, in the engine's transaction.
+
+Called by `workers.engine`. What `save` wrote is durable when that transaction commits. Raises `Fenced` when a saga was
+changed by somebody else since it was loaded: only the owner of its lane may.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from outbox import sql
+from outbox.errors import Fenced
+from outbox.saga import machine, states
+from outbox.saga.definition import Saga
+from outbox.saga.states import Decision, SagaState, StepState
+
+
+class Note(NamedTuple):
+    """Something that happened to a saga beyond the plain way."""
+
+    step: str | None
+    what: str
+    detail: str = ""
+    who: str = ""
+
+
+class Timer(NamedTuple):
+    """A timer to be set."""
+
+    step: str
+    what: str
+    round: int
+    tries: int
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """A saga in the engine's hands: its state, its rows, and what is to be written."""
+
+    id: UUID
+    definition: Saga[Any]
+    state: states.Saga
+    #: The input as JSON text.
+    body: str
+    key: str | None = None
+    parent: UUID | None = None
+    parent_intent: int | None = None
+    #: Of its row; 0 until it has one.
+    revision: int = 0
+    #: Per step: its result, its last error, and the intent of its newest try.
+    results: list[Any] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    intents: list[int | None] = field(default_factory=list)
+    # What is to be written.
+    changed: set[int] = field(default_factory=set)
+    notes: list[Note] = field(default_factory=list)
+    timers: list[Timer] = field(default_factory=list)
+    quiet: list[str] = field(default_factory=list)
+    recalled: list[int] = field(default_factory=list)
+    touched: bool = False
+    #: The input as the step functions see it, once they have.
+    given: Any = None
+
+    def result(self, name: str) -> Any:
+        """What the step of this name left behind."""
+        return self.results[self.definition.plan.number[name]]
+
+
+class Unreadable(NamedTuple):
+    """A saga that the deployed code can't continue."""
+
+    name: str
+    version: int
+    why: str
+
+
+def blank(definition: Saga[Any], saga: UUID, body: str) -> Record:
+    """A saga that begins."""
+    count = len(definition.plan.nodes)
+    return Record(
+        saga, definition, machine.begin(definition.plan), body, results=[None] * count, errors=[""] * count,
+        intents=[None] * count, changed=set(range(count)),
+    )  # fmt: skip
+
+
+def load(
+    conn: psycopg.Connection[Any], ids: Sequence[UUID], definitions: dict[tuple[str, int], Saga[Any]]
+) -> dict[UUID, Record | Unreadable]:
+    """The sagas with these ids that exist."""
+    found: dict[UUID, Record | Unreadable] = {}
+    for row in conn.execute(sql.load("saga_load"), {"ids": list(ids)}):
+        saga, name, version, shape, key, state, decision, revision, body, signals, reason, parent, parent_intent = row
+        definition = definitions.get((name, version))
+        if definition is None:
+            found[saga] = Unreadable(name, version, "is not deployed: deploy its definition, see `outbox saga check`")
+            continue
+        if definition.plan.shape != shape:
+            why = "was started with other steps than are deployed under this version: see `outbox saga check`"
+            found[saga] = Unreadable(name, version, why)
+            continue
+        begun = states.Saga(SagaState(state), Decision(decision), (), frozenset(signals), reason)
+        found[saga] = Record(saga, definition, begun, body, key, parent, parent_intent, revision)
+    steps: dict[UUID, list[states.Step]] = {}
+    if found:
+        for saga, _name, state, number, tries, intent, result, error in conn.execute(
+            sql.load("saga_load_steps"), {"ids": list(found)}
+        ):
+            record = found[saga]
+            if isinstance(record, Record):
+                steps.setdefault(saga, []).append(states.Step(StepState(state), number, tries))
+                record.results.append(None if result is None else json.loads(result))
+                record.errors.append(error)
+                record.intents.append(intent)
+    for saga, several in steps.items():
+        record = found[saga]
+        assert isinstance(record, Record)  # noqa: S101 - only those have steps here
+        record.state = record.state._replace(steps=tuple(several))
+    return found
+
+
+def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
+    """Write everything that has changed, in a handful of statements for any number of sagas."""
+    touched = [r for r in records if r.touched or r.revision == 0]
+    _save_sagas(conn, [r for r in touched if r.revision == 0], [r for r in touched if r.revision])
+    steps = [(r, n) for r in touched for n in sorted(r.changed)]
+    if steps:
+        conn.execute(
+            sql.load("saga_step_put"),
+            {
+                "saga": [r.id for r, _ in steps],
+                "step": [r.definition.plan.nodes[n].name for r, n in steps],
+                "place": [n for _, n in steps],
+                "state": [r.state.steps[n].state.value for r, n in steps],
+                "round": [r.state.steps[n].round for r, n in steps],
+                "tries": [r.state.steps[n].tries for r, n in steps],
+                "intent": [r.intents[n] for r, n in steps],
+                "result": [None if r.results[n] is None else json.dumps(r.results[n]) for r, n in steps],
+                "error": [r.errors[n][:500] for r, n in steps],
+            },
+        )
+    quiet = [(r.id, name) for r in touched for name in r.quiet]
+    if quiet:
+        conn.execute(sql.load("saga_timer_drop"), {"saga": [s for s, _ in quiet], "step": [n for _, n in quiet]})
+    timers = [(r.id, t) for r in touched for t in r.timers]
+    if timers:
+        conn.execute(
+            sql.load("saga_timer_set"),
+            {"saga": [s for s, _ in timers]} | {name: [getattr(t, name) for _, t in timers] for name in Timer._fields},
+        )
+    notes = [(r.id, note) for r in touched for note in r.notes]
+    if notes:
+        conn.execute(
+            sql.load("saga_event_put"),
+            {"saga": [s for s, _ in notes]} | {name: [getattr(n, name) for _, n in notes] for name in Note._fields},
+        )
+    recalled = [intent for r in touched for intent in r.recalled]
+    if recalled:
+        conn.execute(sql.load("saga_recall"), {"ids": recalled})
+
+
+def _save_sagas(conn: psycopg.Connection[Any], new: Sequence[Record], old: Sequence[Record]) -> None:
+    if new:
+        conn.execute(
+            sql.load("saga_insert"),
+            {
+                **_common(new),
+                "name": [r.definition.name for r in new],
+                "version": [r.definition.version for r in new],
+                "shape": [r.definition.plan.shape for r in new],
+                "key": [r.key for r in new],
+                "input": [r.body for r in new],
+                "parent": [r.parent for r in new],
+                "parent_intent": [r.parent_intent for r in new],
+            },
+        )
+    if old:
+        done = conn.execute(sql.load("saga_update"), {**_common(old), "revision": [r.revision for r in old]})
+        if done.rowcount != len(old):
+            raise Fenced("another engine has changed a saga of this lane: this one stops")
+
+
+def _common(records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "id": [r.id for r in records],
+        "state": [r.state.state.value for r in records],
+        "decision": [r.state.decision.value for r in records],
+        "signals": [json.dumps(sorted(r.state.signals)) for r in records],
+        "reason": [r.state.reason[:500] for r in records],
+        "ended": [r.state.state in states.ENDED for r in records],
+    }
+
+
+def publish(conn: psycopg.Connection[Any], definitions: dict[tuple[str, int], Saga[Any]]) -> None:
+    """Make the steps of the deployed definitions known to people and to `outbox saga check`."""
+    for (name, version), saga in definitions.items():
+        plan = saga.plan
+        nodes = [
+            {
+                "step": node.name,
+                "act": node.act.value,
+                "kind": node.kind.value,
+                "after": [plan.nodes[n].name for n in node.after],
+                "undo": node.undo is not None,
+                "timeout": node.timeout,
+            }
+            for node in plan.nodes
+        ]
+        conn.execute(
+            sql.load("saga_plan_put"),
+            {"name": name, "version": version, "shape": plan.shape, "nodes": json.dumps(nodes)},
+        )

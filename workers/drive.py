@@ -1,0 +1,325 @@
+"""One batch of the engine's lane, in one transaction: load the sagas, let the machine decide, carry it out, save.
+
+Called by `workers.engine`, inside its transaction. Nothing is durable before that commits.
+
+Function steps run at once, and their outcomes are events of the same batch: a saga of functions alone is done in one
+transaction. Intents are appended together at the end, before the steps that name them are written: the compensation
+of a step is armed with its action, or neither is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID, uuid5
+
+import psycopg
+
+from outbox import sql
+from outbox.errors import Permanent
+from outbox.intent import Intent, payload_text
+from outbox.log import append_parameters
+from outbox.participant import APPLIED, Outcome, Verdict
+from outbox.saga import locks, machine, states, store
+from outbox.saga.plan import Act, Node
+from outbox.saga.registry import Definitions
+from outbox.saga.states import ENDED, SagaState, StepState
+from outbox.saga.store import Note, Record, Timer, Unreadable
+from workers.stepwork import Came, Stepwork
+
+_BLOCKED = Outcome(Verdict.BLOCKED)
+
+
+class _Append(NamedTuple):
+    """An intent to be appended, and the try of a step that it is, if it is one."""
+
+    intent: Intent
+    record: Record | None = None
+    step: int = 0
+
+
+class Drive:
+    """The sagas of one batch."""
+
+    def __init__(self, conn: psycopg.Connection[Any], definitions: Definitions, work: Stepwork) -> None:
+        self._conn = conn
+        self._definitions = definitions
+        self._work = work
+        self._sagas: dict[UUID, Record | Unreadable] = {}
+        self._appends: list[_Append] = []
+
+    def run(self, batch: Sequence[Intent]) -> list[Outcome]:
+        """Carry out a batch. → what became of each of its intents."""
+        ids = [saga for saga in {_id(intent) for intent in batch} if saga is not None]
+        self._sagas = store.load(self._conn, ids, self._definitions)
+        failed: set[str] = set()
+        outcomes = []
+        for intent in batch:
+            outcome = _BLOCKED if intent.key in failed else self._take(intent)
+            if outcome is not APPLIED:
+                failed.add(intent.key)
+            outcomes.append(outcome)
+        self._save()
+        return outcomes
+
+    def _save(self) -> None:
+        records = [one for one in self._sagas.values() if isinstance(one, Record)]
+        freed = [r for r in records if r.definition.locks is not None and r.touched and r.state.state in ENDED]
+        for record in records:
+            if record.touched and record.parent is not None and record.state.state in ENDED:
+                self._appends.append(_Append(_report(record)))
+        if self._appends:
+            rows = self._conn.execute(sql.load("log_append"), append_parameters([a.intent for a in self._appends]))
+            for append, (_xid, number) in zip(self._appends, rows.fetchall(), strict=True):
+                if append.record is not None:
+                    append.record.intents[append.step] = number
+        store.save(self._conn, records)
+        if freed:
+            locks.release(self._conn, [record.id for record in freed])
+
+    # ------------------------------------------------------------------------------------- one intent
+
+    def _take(self, intent: Intent) -> Outcome:
+        saga = _id(intent)
+        found = None if saga is None else self._sagas.get(saga)
+        if isinstance(found, Unreadable):
+            # Another engine may know it, or the next deployment: it waits like anything that fails.
+            return Outcome(Verdict.RETRY, error=f"saga {found.name!r} version {found.version} {found.why}")
+        try:
+            if saga is None:
+                raise Permanent("the key is not a saga's id: use the one that start() returned")  # noqa: TRY301
+            if intent.action == "start":
+                return APPLIED if found else self._start(saga, intent, intent.payload)
+            if found is not None:
+                self._event(found, intent, intent.payload)
+            elif intent.action not in ("outcome", "timer", "granted"):
+                raise Permanent("there is no saga of this id: it was never started, or is removed")  # noqa: TRY301
+        except Permanent as error:
+            return Outcome(Verdict.POISON, error=str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return Outcome(Verdict.POISON, error=f"the intent is not one for the engine ({type(error).__name__})")
+        return APPLIED
+
+    def _start(self, saga: UUID, intent: Intent, payload: dict[str, Any]) -> Outcome:
+        name, version = payload["name"], payload["version"]
+        definition = self._definitions.get((name, version))
+        if definition is None:
+            return Outcome(
+                Verdict.RETRY,
+                error=f"saga {name!r} version {version} is not deployed here: name its module in OUTBOX_SAGAS",
+            )
+        record = store.blank(definition, saga, payload_text(payload["input"]))
+        record.key = payload.get("key")
+        if payload.get("parent"):
+            record.parent, record.parent_intent = UUID(payload["parent"]), intent.id
+        self._sagas[saga] = record
+        record.touched = True
+        event: states.Event | None = states.Started()
+        if definition.locks is not None:
+            event = self._lock(record)
+        if event is not None:
+            self._pump(record, event)
+        return APPLIED
+
+    def _lock(self, record: Record) -> states.Event | None:
+        """Ask for the saga's locks. → what follows at once; None: it waits."""
+        definition = record.definition
+        assert definition.locks is not None  # noqa: S101 - the caller looked
+        try:
+            names = sorted(set(definition.locks(self._work.given(record).input)))
+        except Exception as error:  # noqa: BLE001 - the application's function
+            return states.Cancelled(f"its locks could not be named ({type(error).__name__})")
+        # Its row comes first: locks refer to it.
+        store.save(self._conn, [record])
+        record.revision, record.changed, record.touched = 1, set(), True
+        match locks.take(self._conn, record.id, names, record.parent):
+            case "held":
+                return states.Started()
+            case "deadlock":
+                return states.Cancelled("its lock is held by what waits for it, so it would wait for itself")
+        record.timers.append(Timer("", "timeout", 0, 0, definition.lock_timeout))
+        record.notes.append(Note(None, "waits for its locks"))
+        return None
+
+    def _event(self, record: Record, intent: Intent, payload: dict[str, Any]) -> None:
+        match intent.action:
+            case "outcome":
+                self._outcome(record, payload)
+            case "timer":
+                self._timer(record, payload)
+            case "granted":
+                self._pump(record, states.Started())
+            case "signal":
+                self._signal(record, payload)
+            case "cancel":
+                reason = str(payload.get("reason") or "")
+                record.notes.append(Note(None, "cancel", reason, str(payload.get("who") or "")))
+                self._pump(record, states.Cancelled(reason))
+            case "retry" | "skip" | "resolve":
+                self._asked(record, intent.action, payload)
+            case _:
+                raise Permanent(f"the engine knows no action {intent.action!r}: skip this intent")
+
+    def _outcome(self, record: Record, payload: dict[str, Any]) -> None:
+        if payload["intent"] not in record.intents:
+            return  # of an earlier round
+        n = record.intents.index(payload["intent"])
+        node, one = record.definition.plan.nodes[n], record.state.steps[n]
+        verdict, error = states.Verdict(payload["verdict"]), str(payload.get("error") or "")
+        if verdict is not states.Verdict.APPLIED:
+            record.notes.append(Note(node.name, verdict.value, error))
+        elif one.state is StepState.RECALLED:
+            record.notes.append(Note(node.name, "late success"))
+        self._pump(record, states.Outcome(n, one.round, one.tries, verdict, error))
+
+    def _timer(self, record: Record, payload: dict[str, Any]) -> None:
+        if not payload["step"]:
+            if record.state.state is SagaState.WAITING:
+                self._pump(record, states.Cancelled("its locks were not free in time"))
+            return
+        n = record.definition.plan.number[payload["step"]]
+        if payload["what"] == "timeout" and record.definition.plan.nodes[n].act is not Act.DELAY:
+            record.notes.append(Note(payload["step"], "timeout"))
+        self._pump(record, states.Rang(n, payload["what"], payload["round"], payload["tries"]))
+
+    def _signal(self, record: Record, payload: dict[str, Any]) -> None:
+        plan, name = record.definition.plan, str(payload["name"])
+        accepted = payload.get("accepted", True) is True
+        record.notes.append(Note(name, "signal" if accepted else "refusal", who=str(payload.get("who") or "")))
+        n = plan.number.get(name, -1)
+        if n >= 0 and plan.nodes[n].act is Act.SIGNAL and _waits(record, n, name):
+            record.results[n] = payload.get("payload")
+            record.changed.add(n)
+        self._pump(record, states.Signalled(name, accepted))
+
+    def _asked(self, record: Record, action: str, payload: dict[str, Any]) -> None:
+        n = record.definition.plan.number[payload["step"]]
+        happened = payload.get("happened") is True
+        event: states.Event = states.Resolved(n, happened)
+        what = f"resolve: {'done' if happened else 'not done'}"
+        if action != "resolve":
+            event, what = (states.Retried(n) if action == "retry" else states.Skipped(n)), action
+        note = Note(payload["step"], what, str(payload.get("reason") or ""), str(payload.get("who") or ""))
+        record.notes.append(note)
+        self._pump(record, event)
+
+    # ------------------------------------------------------------------------------------- what follows
+
+    def _pump(self, record: Record, first: states.Event) -> None:
+        """Let the machine decide, until nothing follows at once any more."""
+        plan = record.definition.plan
+        events = deque([first])
+        while events:
+            before = record.state
+            record.state, commands = machine.step(plan, before, events.popleft())
+            if record.state != before:
+                record.touched = True
+                for n, (was, now) in enumerate(zip(before.steps, record.state.steps, strict=True)):
+                    if was is not now:
+                        record.changed.add(n)
+                        if _stopped(plan.nodes[n], was, now):
+                            record.quiet.append(plan.nodes[n].name)
+            for command in commands:
+                event = self._carry_out(record, command)
+                if event is not None:
+                    events.append(event)
+        if record.notes or record.timers:
+            record.touched = True
+
+    def _carry_out(self, record: Record, command: states.Command) -> states.Event | None:
+        plan = record.definition.plan
+        match command:
+            case states.Do(n):
+                return self._try(record, n, undo=False)
+            case states.Undo(n):
+                return self._try(record, n, undo=True)
+            case states.Recall(n):
+                return self._recall(record, n)
+            case states.Ring(n, what):
+                node, one = plan.nodes[n], record.state.steps[n]
+                seconds = node.timeout if what == "timeout" else node.retry.wait(one.tries)
+                assert seconds is not None  # noqa: S101 - a timeout is asked for where there is one
+                record.timers.append(Timer(node.name, what, one.round, one.tries, seconds))
+            case states.Refused(reason):
+                record.notes.append(Note(None, "refused", reason))
+        return None
+
+    def _try(self, record: Record, n: int, *, undo: bool) -> states.Event | None:
+        """Try a step's action or compensation. → its outcome if it is known at once."""
+        node, step = record.definition.plan.nodes[n], record.definition.steps[n]
+        record.touched = True
+        record.changed.add(n)
+        record.intents[n] = None
+        act = node.undo if undo else node.act
+        if act is Act.FUNCTION:
+            came = self._work.function(record, step, undo=undo)
+            if came.verdict is states.Verdict.APPLIED and not undo:
+                record.results[n] = came.result
+            return self._came(record, n, came)
+        came = self._work.payload(record, step) if act is Act.CHILD else self._work.intent(record, step, undo=undo)
+        if came.verdict is not states.Verdict.APPLIED:
+            return self._came(record, n, came)
+        if act is Act.CHILD:
+            child = self._child(record, n)
+            intent = Intent.make("saga", "start", str(child), {**came.result, "parent": str(record.id)})
+            record.results[n] = {"saga": str(child)}
+        else:
+            intent = came.result.intent._replace(saga=record.id)
+            if not undo:
+                record.results[n] = came.result.result
+        self._appends.append(_Append(intent, record, n))
+        return None
+
+    def _came(self, record: Record, n: int, came: Came) -> states.Event:
+        one = record.state.steps[n]
+        if came.verdict is not states.Verdict.APPLIED:
+            name = record.definition.plan.nodes[n].name
+            record.errors[n] = came.error
+            record.notes.append(Note(name, came.verdict.value, came.error))
+        return states.Outcome(n, one.round, one.tries, came.verdict, came.error)
+
+    def _child(self, record: Record, n: int) -> UUID:
+        one = record.state.steps[n]
+        return uuid5(record.id, f"{n}:{one.round}:{one.tries}")
+
+    def _recall(self, record: Record, n: int) -> states.Event | None:
+        """Call back what is in flight. What was not even appended yet is void at once."""
+        mine = [a for a in self._appends if a.record is record and a.step == n]
+        if mine:
+            self._appends.remove(mine[0])
+            one = record.state.steps[n]
+            return states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
+        if record.definition.plan.nodes[n].act is Act.CHILD:
+            child = record.results[n]["saga"]
+            asked = {"reason": record.state.reason or "its parent goes back", "who": "its parent"}
+            self._appends.append(_Append(Intent.make("saga", "cancel", child, asked)))
+        elif (intent := record.intents[n]) is not None:
+            record.recalled.append(intent)
+        return None
+
+
+def _waits(record: Record, n: int, name: str) -> bool:
+    """Whether a signal is the first that its step gets."""
+    came = {name, f"-{name}"} & record.state.signals
+    return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
+
+
+def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
+    """Whether a timeout that was set means nothing any more."""
+    timed = node.timeout is not None and node.act is not Act.DELAY
+    return timed and was.state is StepState.RUNNING and now.state is not StepState.RUNNING
+
+
+def _id(intent: Intent) -> UUID | None:
+    try:
+        return UUID(intent.key)
+    except ValueError:
+        return None
+
+
+def _report(child: Record) -> Intent:
+    """What a parent is told when its child has ended."""
+    verdict = "applied" if child.state.state is SagaState.COMPLETED else "failed"
+    payload = {"intent": child.parent_intent, "verdict": verdict, "error": child.state.reason[:500]}
+    return Intent.make("saga", "outcome", str(child.parent), payload)

@@ -1,0 +1,99 @@
+"""What a reader does for sagas: recalled intents are not applied, and the engine is told what became of the others.
+
+Called by `workers.reader`, and silent for batches without intents of sagas. A report is durable with the transaction
+that records the same for the lane. Intents of sagas are never parked as poison: their saga sees to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import psycopg
+
+from outbox import log, parked, tick
+from outbox.intent import Intent
+from outbox.lane import Lane
+from outbox.parked import Parking
+from outbox.participant import Outcome, Verdict
+from outbox.position import Position
+from outbox.saga import report
+from outbox.saga.report import Report
+
+PAGE = 1000
+"""Intents of a page that is looked through after a crash."""
+
+_SAGA = attrgetter("saga")
+
+
+class Reporter:
+    """The reports of one owner of a lane."""
+
+    def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
+        self._conn = conn
+        self._lane = lane
+
+    def void(self, batch: Sequence[Intent]) -> set[int]:
+        """Those of `batch` that must not be applied: recalled by their saga, or given up before."""
+        if not any(map(_SAGA, batch)):
+            return set()
+        return report.void(self._conn, [intent.id for intent in batch if intent.saga is not None])
+
+    def judge(
+        self, batch: Sequence[Intent], outcomes: Sequence[Outcome], parkings: Sequence[Parking]
+    ) -> tuple[list[Parking], list[Report]]:
+        """→ what is to be parked after all, and what is to be reported of a batch that was tried."""
+        if not any(map(_SAGA, batch)):
+            return list(parkings), []
+        of_sagas = {intent.id for intent in batch if intent.saga is not None}
+        poison = {p.id: p for p in parkings if p.reason == "poison" and p.id in of_sagas}
+        reports = []
+        for intent, outcome in zip(batch, outcomes, strict=True):
+            if intent.id in poison:
+                reports.append(Report(intent.id, "failed", poison[intent.id].error))
+            elif intent.id in of_sagas and outcome.verdict is Verdict.APPLIED:
+                reports.append(Report(intent.id, "applied"))
+        return [p for p in parkings if p.id not in poison], reports
+
+    def deadly(self, batch: Sequence[Intent], parkings: Sequence[Parking]) -> tuple[list[Parking], list[Report]]:
+        """→ the same for what is parked because it kills its worker: nobody knows whether it got through."""
+        of_sagas = {intent.id for intent in batch if intent.saga is not None}
+        mine = [p for p in parkings if p.reason == "poison" and p.id in of_sagas]
+        return [p for p in parkings if p not in mine], [Report(p.id, "unknown", p.error) for p in mine]
+
+    def send(self, reports: Sequence[Report]) -> bool:
+        """Write the reports, in the caller's transaction. → whether keys may be free now that were blocked."""
+        report.send(self._conn, reports)
+        freed = any(r.verdict != "applied" for r in reports)
+        if freed:
+            parked.promote(self._conn, self._lane)
+        return freed
+
+    def withdraw(self, void: set[int]) -> None:
+        """Take recalled intents out of the parking place, and say so: durable when it returns."""
+        with self._conn.transaction():
+            self._lane.fence(self._conn)
+            parked.remove(self._conn, sorted(void))
+            self.send([Report(number, "void") for number in sorted(void)])
+
+    def ahead(self, recorded: Position, own: Position) -> None:
+        """Report what the participant holds already and nobody has recorded, because its owner died just before."""
+        if (own.tick, own.upto, own.after) <= (recorded.tick, recorded.upto, recorded.after):
+            return
+        start, end = tick.get(self._conn, recorded.tick), tick.get(self._conn, own.upto or own.tick)
+        after = recorded.after
+        while True:
+            page = log.page(
+                self._conn, start, end,
+                target=self._lane.target, slots=self._lane.slots, after=after, limit=PAGE,
+            )  # fmt: skip
+            held = [i.id for i in page if i.saga is not None and (not own.upto or i.id <= own.after)]
+            if held:
+                with self._conn.transaction():
+                    self._lane.fence(self._conn)
+                    known = report.void(self._conn, held) | parked.which(self._conn, held)
+                    self.send([Report(number, "applied") for number in held if number not in known])
+            if len(page) < PAGE:
+                return
+            after = page[-1].id

@@ -1,0 +1,140 @@
+"""Calls the functions of steps: the only place where the engine runs an application's code.
+
+A function step runs in the engine's transaction, in a savepoint of its own, with an SQLAlchemy session: what it wrote
+is kept if it succeeds and gone if it fails. The session's intents (`outbox.index.put(session, …)`) are written too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from typing import Any, NamedTuple
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+
+from outbox.errors import OutboxError, Permanent
+from outbox.intent import Intent, payload_text
+from outbox.saga.definition import Step
+from outbox.saga.run import Action, BlobMaker, IndexMaker, MailMaker, Run
+from outbox.saga.states import Verdict
+from outbox.saga.store import Record
+from outbox.session import Outbox
+from outbox.settings import Settings
+
+logger = logging.getLogger("outbox.saga")
+
+_USED = "outbox.saga.used"
+
+_CHECK = """
+savepoint outbox_check;
+set constraints all immediate;
+rollback to savepoint outbox_check;
+release savepoint outbox_check
+"""
+# What would fail at the engine's COMMIT must fail here, where it takes nobody else along. The rollback gives the
+# constraints back the mode that they had; they are checked once more at the COMMIT.
+
+
+class Came(NamedTuple):
+    """What a function came to."""
+
+    verdict: Verdict
+    result: Any = None
+    error: str = ""
+
+
+class Stepwork:
+    """The application's functions, on the engine's connection."""
+
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        class StepSession(Session):
+            """A class of its own, so that the events below are nobody else's."""
+
+        self._sessions = sessionmaker(connection, class_=StepSession, join_transaction_mode="create_savepoint")
+        Outbox(self._sessions, settings)
+        event.listen(self._sessions, "after_begin", _note_use)
+        self._index, self._blobs, self._mail = IndexMaker(), BlobMaker(), MailMaker(settings.mail_domain)
+
+    def given(self, record: Record) -> Run[Any]:
+        """What the functions of this saga are given now."""
+        if record.given is None:
+            record.given = record.definition.read(json.loads(record.body))
+        nodes = record.definition.plan.nodes
+        results = {node.name: result for node, result in zip(nodes, record.results, strict=True) if result is not None}
+        return Run(record.id, record.given, results, record.state.reason, self._index, self._blobs, self._mail)
+
+    def function(self, record: Record, step: Step, *, undo: bool) -> Came:
+        """Call a function step, or a compensation that is one."""
+        function = step.undo_function if undo else step.do
+        assert function is not None  # noqa: S101 - the linter saw to it
+        with self._sessions() as session:
+            try:
+                result = function(session, self.given(record))
+                if not undo:
+                    payload_text(result)
+                _commit(session)
+            except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
+                session.rollback()
+                return _judge(error, record, step)
+        return Came(Verdict.APPLIED, result)
+
+    def intent(self, record: Record, step: Step, *, undo: bool) -> Came:
+        """The intent of a step, as the result of APPLIED: an `Action`."""
+        function = step.undo_function if undo else step.do
+        assert function is not None  # noqa: S101 - as above
+        try:
+            made = function(self.given(record))
+        except Exception as error:  # noqa: BLE001 - as above
+            return _judge(error, record, step)
+        if not isinstance(made, Action) or not isinstance(made.intent, Intent):
+            return Came(Verdict.FAILED, error=f"step {step.name!r} returned no intent: return what a maker of run made")
+        return Came(Verdict.APPLIED, made)
+
+    def payload(self, record: Record, step: Step) -> Came:
+        """The payload that starts a child, as the result of APPLIED."""
+        assert step.do is not None  # noqa: S101 - as above
+        assert step.child is not None  # noqa: S101 - as above
+        try:
+            return Came(Verdict.APPLIED, step.child.payload(step.do(self.given(record))))
+        except Exception as error:  # noqa: BLE001 - as above
+            return _judge(error, record, step)
+
+
+def _note_use(session: Session, _transaction: SessionTransaction, _connection: sa.Connection) -> None:
+    session.info[_USED] = True
+
+
+def _commit(session: Session) -> None:
+    if not session.in_transaction():
+        return  # the function didn't touch it
+    session.flush()
+    if not session.info.get(_USED):
+        session.commit()
+        return
+    driver: Any = session.connection().connection.dbapi_connection
+    driver.execute(_CHECK)
+    session.commit()
+
+
+def _judge(error: Exception, record: Record, step: Step) -> Came:
+    """What an exception means: `Permanent` is final, the loss of the database is not the step's fault."""
+    if isinstance(error, sa.exc.DBAPIError):
+        if error.connection_invalidated and isinstance(error.orig, psycopg.Error):
+            raise error.orig
+        text = f"{type(error.orig).__name__}: see the engine's log"
+    elif isinstance(error, OutboxError):
+        text = str(error)
+    else:
+        text = f"it raised {type(error).__name__}: see the engine's log"
+    if not isinstance(error, OutboxError):
+        # Where, but not the message: it may quote data.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        logger.warning(
+            "saga %s: step %s raised %s at %s:%s",
+            record.id, step.name, type(error).__name__, frame.filename, frame.lineno,
+        )  # fmt: skip
+    return Came(Verdict.FAILED if isinstance(error, Permanent) else Verdict.AGAIN, error=text)
