@@ -103,6 +103,9 @@ def connect(url: str, *, name: str, check: bool = True, patience: float = PATIEN
         _set_up(conn)
         if check:
             check_schema(conn)
+    except psycopg.OperationalError as error:
+        conn.close()
+        raise Unreachable(f"the database is lost again at once ({reason(error)}): is it running?") from error
     except BaseException:
         conn.close()
         raise

@@ -70,8 +70,7 @@ begin
       message = 'the note is longer than 1000 characters, or the client than 200',
       hint = 'Write a shorter one.';
   end if;
-  -- From the last to the first: who skips a key's head and what is blocked behind it gives nothing of it a turn.
-  for wanted in select distinct n from unnest(decide.ids) as n where n is not null order by n desc loop
+  for wanted in select distinct n from unnest(decide.ids) as n where n is not null order by n loop
     select p.* into intent from outbox.parked p where p.id = wanted for update skip locked;
     decide.id := wanted;
     decide.target := intent.target;

@@ -100,6 +100,24 @@ def test_network_i10_lane_is_given_up_when_only_its_work_is_swallowed(
     assert house.never_went_back()
 
 
+@pytest.mark.parametrize("statement", ["pg_backend_pid", "alembic_version", "select lane from outbox.lane"])
+def test_network_i10_worker_starts_when_its_first_connection_is_lost_at_once(
+    house: House, proxy: Proxy, through: dict[str, str], statement: str
+) -> None:
+    # Given: a network that breaks with the first statements of a worker
+    house.start("clock")
+    house.emit("blob", "a")
+    proxy.cut_statement(statement)
+
+    # When
+    worker = house.start("blob", **through)
+
+    # Then: it tries again, and is the same process
+    house.drained("blob", "a")
+    assert proxy.has_cut
+    assert worker.poll() is None
+
+
 def test_network_i1_i2_i3_i10_loses_and_repeats_nothing_when_connections_are_reset_at_random(
     house: House, proxy: Proxy, through: dict[str, str]
 ) -> None:

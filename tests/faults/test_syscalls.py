@@ -154,7 +154,7 @@ with psycopg.connect(sys.argv[1]) as conn:
         staged = store.stage(content, xid=int(xid), log=log)
     except BlobRefused as error:
         raise SystemExit(str(error))
-    conn.execute("select outbox.emit('blob', 'put', %s, %s)", (staged.digest, json.dumps(store.payload(staged))))
+    conn.execute("select outbox.emit('blob', 'put', %s, %s)", (staged.digest, json.dumps(staged.payload())))
 """
 
 

@@ -97,10 +97,10 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
         index = required(settings.index, "OUTBOX_INDEX")
         return lambda: IndexParticipant(index)
     if target == "blob":
-        from outbox.blob import BlobStore  # noqa: PLC0415
+        from outbox.store import open_store  # noqa: PLC0415
         from workers.blob import BlobParticipant  # noqa: PLC0415
 
-        blobs = BlobStore(required(settings.blobs, "OUTBOX_BLOBS"))
+        blobs = open_store(settings)
         return lambda: BlobParticipant(blobs)
     from workers.relay import Relay  # noqa: PLC0415
 
