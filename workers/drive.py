@@ -171,6 +171,7 @@ class Drive:
             record.notes.append(Note(node.name, verdict.value, error))
         elif one.state is StepState.RECALLED:
             record.notes.append(Note(node.name, "late success"))
+            record.kept.append(payload["intent"])
         self._pump(record, states.Outcome(n, one.round, one.tries, verdict, error))
 
     def _timer(self, record: Record, payload: dict[str, Any]) -> None:
@@ -288,13 +289,17 @@ class Drive:
         mine = [a for a in self._appends if a.record is record and a.step == n]
         if mine:
             self._appends.remove(mine[0])
+        intent = record.intents[n]
+        if mine or intent is None:
+            # Not appended yet, or between two tries of the function that makes it.
             one = record.state.steps[n]
-            return states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
+            void = states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
+            return void if one.state is StepState.RECALLED else None
         if record.definition.plan.nodes[n].act is Act.CHILD:
             child = record.results[n]["saga"]
             asked = {"reason": record.state.reason or "its parent goes back", "who": "its parent"}
             self._appends.append(_Append(Intent.make("saga", "cancel", child, asked)))
-        elif (intent := record.intents[n]) is not None:
+        else:
             record.recalled.append(intent)
         return None
 
