@@ -127,7 +127,9 @@ class Drive:
         definition = record.definition
         assert definition.locks is not None  # noqa: S101 - the caller looked
         try:
-            names = sorted(set(definition.locks(self._work.given(record).input)))
+            names = self._work.locks(record)
+        except Permanent as error:
+            return states.Cancelled(str(error))
         except Exception as error:  # noqa: BLE001 - the application's function
             return states.Cancelled(f"its locks could not be named ({type(error).__name__})")
         # Its row comes first: locks refer to it.
