@@ -9,6 +9,7 @@ of a step is armed with its action, or neither is.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -90,7 +91,9 @@ class Drive:
             if saga is None:
                 raise Permanent("the key is not a saga's id: use the one that start() returned")  # noqa: TRY301
             if intent.action == "start":
-                return APPLIED if found else self._start(saga, intent, intent.payload)
+                return (
+                    self._start(saga, intent, intent.payload) if found is None else self._again(found, intent.payload)
+                )
             if found is not None:
                 self._event(found, intent, intent.payload)
             elif intent.action not in ("outcome", "timer", "granted"):
@@ -120,6 +123,14 @@ class Drive:
             event = self._lock(record)
         if event is not None:
             self._pump(record, event)
+        return APPLIED
+
+    @staticmethod
+    def _again(record: Record, payload: dict[str, Any]) -> Outcome:
+        """A start with the key of a saga that is there already, or a start that is read again."""
+        if json.loads(record.body) != payload["input"]:
+            record.notes.append(Note(None, "started again", "with another input, which does not count"))
+            record.touched = True
         return APPLIED
 
     def _lock(self, record: Record) -> states.Event | None:

@@ -28,6 +28,7 @@ or by `check()`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unp
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from outbox.errors import OutboxError
-from outbox.saga.plan import FOR_EVER, Act, Kind, Node, Plan, Retry, lint
+from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.run import Action, Input, Run
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class SagaRefused(OutboxError):
     """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
 
 
+def _refuse_async(name: str, function: object) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise SagaRefused(f"the function of step {name!r} is async, and the engine awaits nothing: use a plain def")
+
+
 class Step:
     """A declared step. Decorate its compensation with `.undo`."""
 
@@ -88,6 +94,9 @@ class Step:
 
         It may be tried more than once, so it must not matter how often it succeeds.
         """
+        if self.node.act in WAITS:
+            raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
+        _refuse_async(self.name, function)
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
@@ -114,6 +123,8 @@ class Saga(Generic[Input]):
         """
         if not _NAME.fullmatch(name):
             raise SagaRefused(f"{name!r} is not a name: use lower-case letters, digits, _ and -")
+        if not 0 < lock_timeout <= LONGEST:
+            raise SagaRefused(f"lock_timeout of saga {name!r} is {lock_timeout}: give it seconds, {LONGEST:g} at most")
         self.name = name
         self.version = version
         self.input = input
@@ -141,6 +152,7 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
+        _refuse_async(name, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
         name = name.replace("_", "-")
         if self._plan is not None:

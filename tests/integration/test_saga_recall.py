@@ -29,7 +29,7 @@ def die_unrecorded(rig: Rig) -> None:
     def dies(*_: Any) -> None:
         raise Killed
 
-    rig.sinker._record = dies  # type: ignore[method-assign]
+    rig.sinker._record = dies  # type: ignore[method-assign, assignment]
     with pytest.raises(Killed):
         while rig.sinker.step():
             pass
@@ -102,7 +102,7 @@ def test_saga_i7_parked_effect_counts_when_its_worker_died_before_it_was_recorde
         apply(*args)
         raise Killed
 
-    rig.sink.apply = dies  # type: ignore[method-assign]
+    rig.sink.apply = dies  # type: ignore[method-assign, assignment]
     reader._parked_at = -10.0
     with pytest.raises(Killed):
         reader.step()
