@@ -169,7 +169,8 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         # The stack's workers drain the stack's own log, also when the shell points applications elsewhere.
-        own = {name: value for name, value in os.environ.items() if name != "OUTBOX_DATABASE"}
+        # supervisord itself warns; a shell that makes warnings errors must not keep it from starting.
+        own = {name: value for name, value in os.environ.items() if name not in ("OUTBOX_DATABASE", "PYTHONWARNINGS")}
         # supervisord runs in the state directory: what is relative to this one's would be lost.
         absolute = {name: os.path.abspath(own[name]) for name in ("OUTBOX_INDEX", "OUTBOX_BLOBS") if own.get(name)}
         return own | absolute | {"OUTBOX_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
