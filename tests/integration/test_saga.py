@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from outbox import Saga
+from outbox import lane as lanes
 from outbox.errors import Permanent
-from outbox.participant import Outcome, Verdict
+from outbox.participant import APPLIED, Outcome, Verdict
 from outbox.retry import Backoff
 from outbox.saga.plan import Retry
 from tests.fixtures.sagas import Rig, function_step, sink_step
@@ -355,3 +359,40 @@ def test_saga_i3_i7_is_not_disturbed_when_the_engine_dies_before_its_position_is
     assert rig.state(saga) == "compensated"
     assert rig.done() == ["a", "undo a"]
     assert rig.things() == {}
+
+
+# --------------------------------------------------------------------------------------------------------- blobs
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_saga_publishes_staged_bytes_or_leaves_them_to_the_sweeper(rig: Rig, tmp_path: Path, good: bool) -> None:
+    from outbox.blob import BlobStore
+    from workers.blob import BlobParticipant
+    from workers.sweeper import sweep
+
+    store = BlobStore(tmp_path / "blobs")
+    rig.settings = rig.outbox._settings = replace(rig.settings, blobs=tmp_path / "blobs")
+    saga: Saga[dict[str, Any]] = Saga("photo", dict)
+    sink_step(saga, "before")
+    photo = saga.intent(name="photo")(lambda run: run.blobs.put(run.input["staged"]))
+    photo.undo(lambda run: run.blobs.delete(run.input["staged"]["digest"]))
+    rig.deploy(saga)
+    rig.sink.fate["before"] = APPLIED if good else POISON
+    with rig.sessions.begin() as session:
+        staged = rig.outbox.blobs.stage(session, b"bytes" * 100_000)
+        started = saga.start(session, {"staged": staged})
+    row = rig.admin.execute("select log from outbox.identity").fetchone()
+    assert row is not None
+    rig.clock.step()
+    sweep(rig.conn, store, log=row[0], trash_age=3600)
+    assert len(list(store.stages())) == 1, "it is needed: the saga has not ended"
+    lane = lanes.claim(rig.conn, "blob", 0, owner=uuid4(), ttl=600)
+    assert lane is not None
+    blobs = rig.reader(lane, BlobParticipant(store))  # type: ignore[arg-type]
+    for _ in range(20):
+        rig.settle()
+        blobs.step()
+    assert rig.state(started) == ("completed" if good else "compensated")
+    assert store.exists(staged["digest"]) == good
+    sweep(rig.conn, store, log=row[0], trash_age=3600)
+    assert list(store.stages()) == []
