@@ -333,6 +333,23 @@ def test_saga_is_told_when_an_operator_decides_about_its_parked_intent(rig: Rig,
 # ------------------------------------------------------------------------------------------------------- crashes
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_saga_i3_is_not_changed_by_what_the_engine_has_read_before(rig: Rig, bad: bool) -> None:
+    """Reports may come twice: a participant that was ahead of its lane reports again what it holds."""
+    if bad:
+        rig.sink.fate["c"] = POISON
+    saga = rig.start(three(), {})
+    rig.settle()
+    before = (rig.state(saga), rig.steps(saga), rig.done(), rig.things())
+    rig.admin.execute(
+        "insert into outbox.log (target, action, key, payload) "
+        "select target, action, key, payload from outbox.log where target = 'saga' order by id"
+    )
+    rig.settle()
+    assert (rig.state(saga), rig.steps(saga), rig.done(), rig.things()) == before
+    assert rig.parked() == {}
+
+
 @pytest.mark.parametrize("after", range(8))
 def test_saga_i3_i7_is_not_disturbed_when_the_engine_dies_before_its_position_is_written(rig: Rig, after: int) -> None:
     rig.sink.fate["c"] = POISON
