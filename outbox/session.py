@@ -26,8 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.message import EmailMessage
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -45,7 +44,7 @@ from outbox.log import append_one, append_parameters
 from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
 from outbox.settings import Settings
-from outbox.source import Source
+from outbox.source import Bytes, Source
 from outbox.store import Store, open_store
 
 _OUTBOX = "outbox.outbox"
@@ -299,10 +298,6 @@ class IndexVerbs:
     def delete(self, session: Session, key: str) -> None:
         """Remove the document of `key`, if there is one."""
         self._outbox.emit(session, "index", "delete", key)
-
-
-#: A path, the bytes themselves, or a binary file open for reading.
-Bytes = str | Path | bytes | BinaryIO
 
 
 class BlobVerbs:

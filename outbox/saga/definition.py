@@ -68,7 +68,7 @@ class Options(TypedDict, total=False):
 
 
 def _new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): new ones lie side by side in an index, so that a million old ones cost nothing."""
+    """A UUID of version 7 (RFC 9562): new ones lie side by side in an index, so a million old ones cost nothing."""
     milliseconds = time.time_ns() // 1_000_000
     return UUID(int=milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0x2 << 62 | secrets.randbits(62))
 

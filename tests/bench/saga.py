@@ -81,7 +81,8 @@ def _rate(site: Site, database: str, count: int) -> float:
     url = site.server.url("saga", database)
     with psycopg.connect(url, autocommit=True) as conn, psycopg.connect(url, autocommit=True) as clock_conn:
         conn.execute(
-            "insert into outbox.log (target, action, key, payload) select 'saga', 'start', key, %s from unnest(%s) as key",
+            "insert into outbox.log (target, action, key, payload) "
+            "select 'saga', 'start', key, %s from unnest(%s) as key",
             (_START, [str(_new_id()) for _ in range(count)]),
         )
         owned = lane.claim(clock_conn, "clock", 0, owner=uuid.uuid4(), ttl=600)
