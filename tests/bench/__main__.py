@@ -46,9 +46,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "blob-memory": blob.memory,
     "latency": latency.measure,
     "saga": saga.measure,
+    "saga-kept": saga.kept,
 }
 
-LONG = frozenset({"log-1e6"})
+LONG = frozenset({"log-1e6", "saga-kept"})
 """Left out of `--quick` unless they are named."""
 
 
