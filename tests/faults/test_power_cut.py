@@ -149,8 +149,12 @@ def test_power_cut_i1_i2_i5_nothing_that_was_reported_is_gone(machines: Callable
 UNSYNCED = "import os; os.fsync = lambda fd: None"
 ASYNCHRONOUS = """
 from outbox import database
-assert "synchronous_commit" in database._DURABLE
-database._DURABLE = "select set_config('synchronous_commit', 'off', false)"
+durable = database.connect
+def connect(*words, **more):
+    conn = durable(*words, **more)
+    conn.execute("set synchronous_commit = off")
+    return conn
+database.connect = connect
 """
 
 
