@@ -65,6 +65,7 @@ class Stepwork:
         event.listen(self._sessions, "before_commit", _refuse_commit)
         self._connection = connection
         self._targets: set[str] = set()
+        self._unused: Session | None = None
         self._index, self._blobs, self._mail = IndexMaker(), BlobMaker(), MailMaker(settings.mail_domain)
 
     def given(self, record: Record) -> Run[Any]:
@@ -79,15 +80,23 @@ class Stepwork:
         """Call a function step, or a compensation that is one."""
         function = step.undo_function if undo else step.do
         assert function is not None  # noqa: S101 - the linter saw to it
-        with self._sessions() as session:
-            try:
-                result = function(session, self.given(record))
-                if not undo:
-                    payload_text(result)
-                _commit(session)
-            except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
-                session.rollback()
-                return _judge(error, record, step)
+        session = self._unused or self._sessions()
+        self._unused = None
+        try:
+            result = function(session, self.given(record))
+            if not undo:
+                payload_text(result)
+            if not session.in_transaction() and not session.info:
+                # Untouched, and good for the next one: a session costs as much as the rest of such a step.
+                self._unused = session
+                return Came(Verdict.APPLIED, result)
+            _commit(session)
+        except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
+            session.rollback()
+            return _judge(error, record, step)
+        finally:
+            if self._unused is not session:
+                session.close()
         return Came(Verdict.APPLIED, result)
 
     def intent(self, record: Record, step: Step, *, undo: bool) -> Came:
@@ -145,7 +154,7 @@ def _refuse_commit(session: Session) -> None:
 
 def _commit(session: Session) -> None:
     if not session.in_transaction():
-        return  # the function didn't touch it
+        return  # the function has ended it by itself
     session.flush()
     session.info[_ENDS] = True
     if not session.info.get(_USED):

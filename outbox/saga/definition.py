@@ -30,10 +30,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import secrets
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
-from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from outbox.errors import OutboxError
 from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
@@ -64,6 +66,12 @@ class Options(TypedDict, total=False):
     retry: Retry
     #: Seconds from the step's begin, all tries together, after which it has failed.
     timeout: float
+
+
+def _new_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): new ones lie side by side in an index, so a million old ones cost nothing."""
+    milliseconds = time.time_ns() // 1_000_000
+    return UUID(int=milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0x2 << 62 | secrets.randbits(62))
 
 
 class SagaRefused(OutboxError):
@@ -332,7 +340,7 @@ class Saga(Generic[Input]):
         """
         from outbox.session import Outbox  # noqa: PLC0415 - a definition needs no SQLAlchemy
 
-        saga = uuid4() if key is None else self.id_of(key)
+        saga = _new_id() if key is None else self.id_of(key)
         Outbox.of(session).emit(session, "saga", "start", str(saga), self.payload(input, key))
         return saga
 

@@ -19,6 +19,7 @@ from outbox.errors import Fenced
 from outbox.saga import machine, states
 from outbox.saga.definition import Saga
 from outbox.saga.states import Decision, SagaState, StepState
+from outbox.sql.array import array
 
 
 class Note(NamedTuple):
@@ -136,31 +137,35 @@ def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
         conn.execute(
             sql.load("saga_step_put"),
             {
-                "saga": [r.id for r, _ in steps],
-                "step": [r.definition.plan.nodes[n].name for r, n in steps],
-                "place": [n for _, n in steps],
-                "state": [r.state.steps[n].state.value for r, n in steps],
-                "round": [r.state.steps[n].round for r, n in steps],
-                "tries": [r.state.steps[n].tries for r, n in steps],
-                "intent": [r.intents[n] for r, n in steps],
-                "result": [None if r.results[n] is None else json.dumps(r.results[n]) for r, n in steps],
-                "error": [r.errors[n][:500] for r, n in steps],
+                "saga": array(r.id for r, _ in steps),
+                "step": array(r.definition.plan.nodes[n].name for r, n in steps),
+                "place": array(n for _, n in steps),
+                "state": array(r.state.steps[n].state.value for r, n in steps),
+                "round": array(r.state.steps[n].round for r, n in steps),
+                "tries": array(r.state.steps[n].tries for r, n in steps),
+                "intent": array(r.intents[n] for r, n in steps),
+                "result": array(None if r.results[n] is None else json.dumps(r.results[n]) for r, n in steps),
+                "error": array(r.errors[n][:500] for r, n in steps),
             },
         )
     quiet = [(r.id, name) for r in touched for name in r.quiet]
     if quiet:
-        conn.execute(sql.load("saga_timer_drop"), {"saga": [s for s, _ in quiet], "step": [n for _, n in quiet]})
+        conn.execute(
+            sql.load("saga_timer_drop"), {"saga": array(s for s, _ in quiet), "step": array(n for _, n in quiet)}
+        )
     timers = [(r.id, t) for r in touched for t in r.timers]
     if timers:
         conn.execute(
             sql.load("saga_timer_set"),
-            {"saga": [s for s, _ in timers]} | {name: [getattr(t, name) for _, t in timers] for name in Timer._fields},
+            {"saga": array(s for s, _ in timers)}
+            | {name: array(getattr(t, name) for _, t in timers) for name in Timer._fields},
         )
     notes = [(r.id, note) for r in touched for note in r.notes]
     if notes:
         conn.execute(
             sql.load("saga_event_put"),
-            {"saga": [s for s, _ in notes]} | {name: [getattr(n, name) for _, n in notes] for name in Note._fields},
+            {"saga": array(s for s, _ in notes)}
+            | {name: array(getattr(n, name) for _, n in notes) for name in Note._fields},
         )
     recalled = [intent for r in touched for intent in r.recalled]
     if recalled:
@@ -176,29 +181,29 @@ def _save_sagas(conn: psycopg.Connection[Any], new: Sequence[Record], old: Seque
             sql.load("saga_insert"),
             {
                 **_common(new),
-                "name": [r.definition.name for r in new],
-                "version": [r.definition.version for r in new],
-                "shape": [r.definition.plan.shape for r in new],
-                "key": [r.key for r in new],
-                "input": [r.body for r in new],
-                "parent": [r.parent for r in new],
-                "parent_intent": [r.parent_intent for r in new],
+                "name": array(r.definition.name for r in new),
+                "version": array(r.definition.version for r in new),
+                "shape": array(r.definition.plan.shape for r in new),
+                "key": array(r.key for r in new),
+                "input": array(r.body for r in new),
+                "parent": array(r.parent for r in new),
+                "parent_intent": array(r.parent_intent for r in new),
             },
         )
     if old:
-        done = conn.execute(sql.load("saga_update"), {**_common(old), "revision": [r.revision for r in old]})
+        done = conn.execute(sql.load("saga_update"), {**_common(old), "revision": array(r.revision for r in old)})
         if done.rowcount != len(old):
             raise Fenced("another engine has changed a saga of this lane: this one stops")
 
 
 def _common(records: Sequence[Record]) -> dict[str, Any]:
     return {
-        "id": [r.id for r in records],
-        "state": [r.state.state.value for r in records],
-        "decision": [r.state.decision.value for r in records],
-        "signals": [json.dumps(sorted(r.state.signals)) for r in records],
-        "reason": [r.state.reason[:500] for r in records],
-        "ended": [r.state.state in states.ENDED for r in records],
+        "id": array(r.id for r in records),
+        "state": array(r.state.state.value for r in records),
+        "decision": array(r.state.decision.value for r in records),
+        "signals": array(json.dumps(sorted(r.state.signals)) for r in records),
+        "reason": array(r.state.reason[:500] for r in records),
+        "ended": array(r.state.state in states.ENDED for r in records),
     }
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm
+from tests.bench import blob, index, latency, log, orm, saga
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -45,9 +45,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "blob": blob.measure,
     "blob-memory": blob.memory,
     "latency": latency.measure,
+    "saga": saga.measure,
+    "saga-kept": saga.kept,
 }
 
-LONG = frozenset({"log-1e6"})
+LONG = frozenset({"log-1e6", "saga-kept"})
 """Left out of `--quick` unless they are named."""
 
 

@@ -27,9 +27,9 @@ _TTL = 3600.0
 class Rig:
     """A log, a clock, and readers for one target."""
 
-    def __init__(self, site: Site, target: str) -> None:
+    def __init__(self, site: Site, target: str, role: str) -> None:
         database = site.database()
-        self.url = site.server.url("outbox_worker", database)
+        self.url = site.server.url(role, database)
         self.admin = psycopg.connect(site.server.url(database=database), autocommit=True)
         self.admin.execute("select outbox.register(%s)", (target,))
         self.target = target
@@ -74,9 +74,9 @@ def drain(reader: Reader) -> float:
 
 
 @contextmanager
-def rig(site: Site, target: str) -> Iterator[Rig]:
-    """A rig, closed at the end."""
-    made = Rig(site, target)
+def rig(site: Site, target: str, role: str = "outbox_worker") -> Iterator[Rig]:
+    """A rig, closed at the end; it works as `role`."""
+    made = Rig(site, target, role)
     try:
         yield made
     finally:

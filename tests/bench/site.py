@@ -58,6 +58,12 @@ class Site:
         self._create(self.server, f"template {_TEMPLATE} owner app", name)
         return name
 
+    def empty(self) -> str:
+        """The name of a fresh database without anything of ours."""
+        name = f"bench_{next(self._number)}"
+        self._create(self.server, "", name)
+        return name
+
     def folder(self) -> Path:
         """A path for files, where nothing is yet."""
         return self.home / f"files_{next(self._number)}"

@@ -1,0 +1,95 @@
+"""DBOS for comparison: installed on demand into `.venv-bench`, and run as a process of its own on the same server.
+
+It is no dependency of ours, not even of development. What is installed is in `tests/bench/dbos.lock`, each file with its
+hash; `make lock` resolves it anew.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.site import ROOT, Site
+
+VENV = ROOT / ".venv-bench"
+
+LOCK = Path(__file__).with_name("dbos.lock")
+
+COUNT = 400
+"""Workflows of a turn."""
+
+WAYS = ("start {} 4", "start {} 8", "start {} 16", "queue {} 40")
+"""Direct starts with so many threads, and a queue with so many workers. The best of them is DBOS's rate."""
+
+PATIENCE = 120.0
+"""Seconds for the process to end."""
+
+
+class NotInstalled(Exception):
+    """DBOS can't be installed here; the text says why."""
+
+
+class Workflows:
+    """A process of DBOS that does what it is told."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.way = max(WAYS, key=self._measure)
+
+    def _measure(self, way: str) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(way.format(COUNT), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process of DBOS ended: see what it said above")
+        return COUNT / float(line)
+
+    def rate(self) -> float:
+        """Workflows per second, in the way that was best."""
+        return self._measure(self.way)
+
+
+@contextmanager
+def workflows(site: Site) -> Iterator[Workflows]:
+    """DBOS in a database of its own. Raises `NotInstalled`."""
+    _install()
+    with subprocess.Popen(
+        [VENV / "bin" / "python", Path(__file__).with_name("workflows.py"), site.server.url(database=site.empty())],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "ready":
+                raise RuntimeError("the process of DBOS did not start: see what it said above")
+            made = Workflows(process)
+            print(f"DBOS is best at: {made.way.format(COUNT)}", file=sys.stderr)
+            yield made
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+
+
+def _install() -> None:
+    """Everything that the lock names, and nothing else. A directory that was finished is left as it is."""
+    lock = LOCK.read_bytes()
+    ready = VENV / ".ready"
+    if ready.is_file() and ready.read_bytes() == lock:
+        return
+    print(f"installing DBOS into {VENV.name} (once)", file=sys.stderr)
+    try:
+        venv.create(VENV, clear=True, with_pip=True)
+        subprocess.run(
+            [VENV / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check",
+             "--require-hashes", "--only-binary", ":all:", "-r", LOCK],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+    except (subprocess.CalledProcessError, OSError) as error:
+        raise NotInstalled(f"DBOS can't be installed ({type(error).__name__}): is there a package index?") from error
+    ready.write_bytes(lock)

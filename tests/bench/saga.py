@@ -1,0 +1,153 @@
+"""`saga`, `saga-kept`: sagas of three steps, driven by one engine.
+
+`saga` holds the engine against DBOS, in turns and on the same server: each works off a backlog of sagas, or workflows, of
+three steps that do nothing, in one process, with what it does durable at the end. DBOS is given its best way of those
+that are tried first (`tests.bench.rival`). `saga.writing` is what remains when each step inserts a row: a savepoint for
+each step, and the application's own statements.
+
+`saga-kept` holds the engine against itself, with a million finished sagas in the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from outbox import Saga
+from outbox.saga.registry import Definitions, register
+from outbox.saga.run import Run
+from outbox.settings import Settings
+from tests.bench.rival import NotInstalled, workflows
+from tests.bench.figure import Bar, Figure
+from tests.bench.pair import compare
+from tests.bench.rig import Rig, drain, rig
+from tests.bench.site import Site
+from workers.engine import Engine
+
+COUNT = 4000
+"""Sagas of a turn."""
+
+KEPT = 1_000_000
+
+BAR = Bar(">=", 20)
+
+_START = """
+insert into outbox.log (target, action, key, payload)
+select 'saga', 'start', gen_random_uuid()::text, %(payload)s::jsonb from generate_series(1, %(count)s)
+"""
+
+_DONE = "select count(*) from outbox.saga where name = %s and state = 'completed'"
+
+# As the engine leaves them behind, but for the checks of foreign keys, which would only take their time.
+_KEEP = """
+set local session_replication_role = replica;
+create temporary table kept on commit drop as select gen_random_uuid() as id, n from generate_series(1, {count}) as n;
+insert into outbox.saga (id, name, version, shape, key, state, decision, revision, input, started_at, ended_at)
+select id, 'three', 1, '0123456789abcdef', 'kept/' || n, 'completed', 'commit', 1, '{{"a": 1}}',
+       now() - n * interval '1 second', now() - n * interval '1 second' from kept;
+insert into outbox.saga_step (saga, step, place, state, round, began_at, ended_at)
+select id, step, place, 'done', 1, now(), now()
+  from kept, unnest(array['one', 'two', 'three']) with ordinality as t (step, place)
+"""
+
+
+def _undo(_session: Session, _run: Run[Any]) -> None:
+    """Nothing was done."""
+
+
+def _nothing(_session: Session, _run: Run[Any]) -> None:
+    """What each step does."""
+
+
+def _row(session: Session, run: Run[Any]) -> None:
+    session.execute(sa.text("insert into effect (saga) values (:saga)"), {"saga": run.id})
+
+
+def _saga(name: str, act: Any) -> Saga[Any]:
+    made = Saga(name, dict)
+    for step in ("one", "two", "three"):
+        made.function(name=step)(act).undo(_undo)
+    return made
+
+
+three = _saga("three", _nothing)
+writing = _saga("writing", _row)
+
+
+class Sagas:
+    """An engine that is driven by hand, in a database of its own."""
+
+    def __init__(self, made: Rig) -> None:
+        self.rig = made
+        definitions: Definitions = {}
+        for saga in (three, writing):
+            register(definitions, saga)
+        self.engine = Engine(Settings(made.url, None, None, "smtp://127.0.0.1:1"), definitions)
+
+    def rate(self, saga: Saga[Any], count: int) -> float:
+        """Start so many, and work them off. → sagas per second of the engine."""
+        admin = self.rig.admin
+        before = self._done(saga)
+        admin.execute(_START, {"payload": json.dumps(saga.payload({"a": 1})), "count": count})
+        self.rig.tick()
+        with self.rig.reader(self.engine) as reader:
+            reader.open()
+            took = drain(reader)
+        if (done := self._done(saga) - before) != count:
+            raise RuntimeError(f"{done:,} sagas completed of {count:,}")
+        return count / took
+
+    def _done(self, saga: Saga[Any]) -> int:
+        row = self.rig.admin.execute(_DONE, (saga.name,)).fetchone()
+        return int(row[0]) if row else 0
+
+
+@contextmanager
+def _sagas(site: Site) -> Iterator[Sagas]:
+    with rig(site, "saga", role="saga") as made:
+        made.admin.execute("create table effect (saga uuid); grant insert on effect to app")
+        yield Sagas(made)
+
+
+def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
+    """Sagas per second, and against DBOS."""
+    pairs = 3 if quick else 9
+    with _sagas(site) as sagas:
+        try:
+            with workflows(site) as theirs:
+                pair = compare(lambda: sagas.rate(three, COUNT), theirs.rate, pairs=pairs)
+        except NotInstalled as error:
+            print(error, file=sys.stderr)
+            # Not measured is not met.
+            yield Figure("saga.ratio", 0.0, "not measured: DBOS is not there", BAR)
+            yield Figure("saga.engine", median(sagas.rate(three, COUNT) for _ in range(pairs)), "sagas/s")
+        else:
+            yield Figure("saga.ratio", pair.ratio, "ratio of sagas/s", BAR)
+            yield Figure("saga.engine", pair.ours, "sagas/s")
+            yield Figure("saga.dbos", pair.theirs, "workflows/s")
+        yield Figure("saga.writing", median(sagas.rate(writing, COUNT // 4) for _ in range(pairs)), "sagas/s")
+
+
+def kept(site: Site, *, quick: bool) -> Iterator[Figure]:
+    """Among a million finished ones, against hardly any."""
+    with _sagas(site) as full, _sagas(site) as empty:
+        with psycopg.connect(full.rig.admin.info.dsn) as conn:
+            conn.execute(_KEEP.format(count=KEPT))
+        for sagas in (full, empty):
+            sagas.rig.admin.execute("vacuum (analyze) outbox.saga, outbox.saga_step")
+        full.rig.admin.execute("checkpoint")
+        pair = compare(
+            lambda: full.rate(three, COUNT), lambda: empty.rate(three, COUNT), pairs=3 if quick else 11
+        )  # fmt: skip
+    yield Figure("saga-kept.ratio", pair.ratio, "ratio of sagas/s", Bar(">=", 0.9))
+    yield Figure("saga-kept.full", pair.ours, "sagas/s")
+    yield Figure("saga-kept.empty", pair.theirs, "sagas/s")
