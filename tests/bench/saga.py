@@ -19,17 +19,14 @@ from statistics import median
 from typing import Any
 
 import psycopg
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
-
 from outbox import Saga
 from outbox.saga.registry import Definitions, register
-from outbox.saga.run import Run
 from outbox.settings import Settings
 from tests.bench.rival import NotInstalled, workflows
 from tests.bench.figure import Bar, Figure
 from tests.bench.pair import compare
 from tests.bench.rig import Rig, drain, rig
+from tests.bench.sagas import three, writing
 from tests.bench.site import Site
 from workers.engine import Engine
 
@@ -58,29 +55,6 @@ insert into outbox.saga_step (saga, step, place, state, round, began_at, ended_a
 select id, step, place, 'done', 1, now(), now()
   from kept, unnest(array['one', 'two', 'three']) with ordinality as t (step, place)
 """
-
-
-def _undo(_session: Session, _run: Run[Any]) -> None:
-    """Nothing was done."""
-
-
-def _nothing(_session: Session, _run: Run[Any]) -> None:
-    """What each step does."""
-
-
-def _row(session: Session, run: Run[Any]) -> None:
-    session.execute(sa.text("insert into effect (saga) values (:saga)"), {"saga": run.id})
-
-
-def _saga(name: str, act: Any) -> Saga[Any]:
-    made = Saga(name, dict)
-    for step in ("one", "two", "three"):
-        made.function(name=step)(act).undo(_undo)
-    return made
-
-
-three = _saga("three", _nothing)
-writing = _saga("writing", _row)
 
 
 class Sagas:
