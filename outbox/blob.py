@@ -1,4 +1,4 @@
-"""The blob store: files by the sha256 of their content, on a local file system.
+"""The blob store in a directory: files by the sha256 of their content, on a local file system.
 
     <directory>/staging/<log>-<xid>-<random>   durable bytes whose transaction may still be rolled back
     <directory>/objects/ab/ab12…               published blobs: complete, never changed
@@ -30,24 +30,23 @@ import re
 import stat
 import time
 import uuid
+from binascii import b2a_base64
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from outbox.errors import BlobRefused, Permanent
 from outbox.failpoint import hit
-
-CHUNK = 1024 * 1024
-"""Bytes read, hashed and written at a time: what staging needs of memory, whatever the blob's size."""
+from outbox.source import Readable, Source, reading
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOG = re.compile(r"[0-9a-f]{16}")
 _STAGE = re.compile(r"([0-9a-f]{16})-([1-9]\d{0,18})-[0-9a-f]{32}")
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Read-only for everyone: a blob is never changed once it is complete.
-_FILE_MODE = 0o440
+FILE_MODE = 0o440
 FOLDER_MODE = 0o750
 
 
@@ -71,6 +70,23 @@ class Staged(NamedTuple):
     #: Name of the file in the staging folder.
     stage: str
 
+    def payload(self, *, name: str = "", type: str = "") -> dict[str, Any]:  # noqa: A002 - as in HTTP
+        """The payload of the intent `blob` `put` (its key is the digest). `name` and `type` are metadata."""
+        return {**self._asdict(), "name": name, "type": type}
+
+
+class Inline(NamedTuple):
+    """The bytes of a small blob, which travel in the intent instead of being staged."""
+
+    digest: str
+    size: int
+    content: bytes
+
+    def payload(self, *, name: str = "", type: str = "") -> dict[str, Any]:  # noqa: A002 - as in HTTP
+        """As `Staged.payload`."""
+        encoded = b2a_base64(self.content, newline=False).decode()
+        return {"digest": self.digest, "size": self.size, "bytes": encoded, "name": name, "type": type}
+
 
 class Stage(NamedTuple):
     """A file in the staging folder, as the sweeper sees it."""
@@ -84,6 +100,9 @@ class Stage(NamedTuple):
 
 class BlobStore:
     """A directory of blobs. Making the object does nothing yet; any number of threads may share it."""
+
+    #: Looking costs one listing of a folder.
+    sweep_every = 5.0
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory).absolute()
@@ -106,13 +125,7 @@ class BlobStore:
     # ------------------------------------------------------------------------------- the application's
 
     def stage(
-        self,
-        source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
-        *,
-        xid: int,
-        log: str,
-        size: int | None = None,
-        limit: int | None = None,
+        self, source: Readable, *, xid: int, log: str, size: int | None = None, limit: int | None = None
     ) -> Staged:
         """Copy `source` (a path, bytes, or a binary file) into the store; durable when it returns.
 
@@ -121,34 +134,23 @@ class BlobStore:
         largest that he accepts. Memory is constant. Raises `BlobRefused`, and leaves nothing behind, when
         the source can't be read, has another size, or the store can't hold it.
         """
-        if not _LOG.fullmatch(log) or not 0 < xid < 10**19:
-            raise ValueError("log or xid is not of this database: take them from outbox.identity and the transaction")
-        if limit is not None and size is not None and size > limit:
-            raise BlobRefused(f"the blob is declared with {size:,} bytes, the limit is {limit:,}: send less")
-        name = f"{log}-{xid}-{uuid.uuid4().hex}"
-        try:
-            if not self._made:
-                self.make()
-            with ExitStack() as stack:
-                chunks = _chunks(source, stack)
-                folder = stack.enter_context(self.folder("staging"))
-                try:
-                    digest, found = _write(folder, name, chunks, size, limit)
-                    hit("blob.written")
-                    os.fsync(folder)
-                except BaseException:
-                    with suppress(OSError):
-                        os.unlink(name, dir_fd=folder)
-                    raise
-        except OSError as error:
-            raise _store_refuses(error) from error
-        hit("blob.staged")
-        return Staged(digest, found, name)
-
-    @staticmethod
-    def payload(staged: Staged, *, name: str = "", type: str = "") -> dict[str, Any]:  # noqa: A002 - as in HTTP
-        """The payload of the intent `blob` `put` (its key is the digest). `name` and `type` are metadata."""
-        return {**staged._asdict(), "name": name, "type": type}
+        name = stage_name(log, xid)
+        with reading(source, size, limit) as content:
+            try:
+                if not self._made:
+                    self.make()
+                with self.folder("staging") as folder:
+                    try:
+                        _write(folder, name, content)
+                        hit("blob.written")
+                        os.fsync(folder)
+                    except BaseException:
+                        with suppress(OSError):
+                            os.unlink(name, dir_fd=folder)
+                        raise
+            except OSError as error:
+                raise _store_refuses(error) from error
+        return staged(content, name)
 
     def open(self, digest: str) -> BufferedReader:
         """A published blob, to read. It stays readable while it is open, even when it is deleted meanwhile."""
@@ -158,7 +160,7 @@ class BlobStore:
                 file = os.open(digest, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-                raise _missing() from None
+                raise missing() from None
             raise
         return os.fdopen(file, "rb")
 
@@ -190,8 +192,11 @@ class BlobStore:
 
     def inventory(self) -> Iterator[Blob]:
         """Every published blob, in order of digest's first byte. What isn't a blob is passed over."""
-        with self.folder("objects") as objects:
-            folders = sorted(name for name in os.listdir(objects) if re.fullmatch("[0-9a-f]{2}", name))
+        try:
+            with self.folder("objects") as objects:
+                folders = sorted(name for name in os.listdir(objects) if re.fullmatch("[0-9a-f]{2}", name))
+        except FileNotFoundError:  # nothing was published yet
+            return
         for prefix in folders:
             with self.folder("objects", prefix) as folder:
                 found = [(name, plain_size(folder, name)) for name in os.listdir(folder) if _DIGEST.fullmatch(name)]
@@ -203,16 +208,16 @@ class BlobStore:
 
     def stages(self) -> Iterator[Stage]:
         """Every staged file. What has another kind of name is not the store's, and is passed over."""
-        with self.folder("staging") as folder, os.scandir(folder) as entries:
-            for entry in entries:
-                match = _STAGE.fullmatch(entry.name)
-                if match:
-                    yield Stage(entry.name, match[1], int(match[2]))
+        try:
+            with self.folder("staging") as folder:
+                names = os.listdir(folder)
+        except FileNotFoundError:  # nobody has staged anything yet
+            return
+        yield from filter(None, map(parse_stage, names))
 
     def remove_stage(self, name: str) -> bool:
         """Remove a staged file; False if it is gone already. Its published blob, if any, stays."""
-        if not is_stage(name):
-            raise ValueError("not the name of a staged file: take it from stages() or from an intent")
+        check_stage(name)
         try:
             with self.folder("staging") as folder:
                 os.unlink(name, dir_fd=folder)
@@ -223,7 +228,7 @@ class BlobStore:
     def purge_trash(self, age: float) -> int:
         """Remove what has been in the trash for `age` seconds. → how many."""
         purged = 0
-        with self.folder("trash") as folder:
+        with suppress(FileNotFoundError), self.folder("trash") as folder:
             for name in os.listdir(folder):
                 with suppress(FileNotFoundError):
                     # A rename sets ctime, so it is the time of the deletion.
@@ -252,73 +257,48 @@ def check_digest(digest: str) -> None:
         raise BlobRefused("this is not the digest of a blob: give its sha256 as 64 lower-case hex digits")
 
 
+def stage_name(log: str, xid: int) -> str:
+    """A new name for a staged file of a transaction."""
+    if not _LOG.fullmatch(log) or not 0 < xid < 10**19:
+        raise ValueError("log or xid is not of this database: take them from outbox.identity and the transaction")
+    return f"{log}-{xid}-{uuid.uuid4().hex}"
+
+
+def parse_stage(name: str) -> Stage | None:
+    """What the name of a staged file tells; None for any other name."""
+    match = _STAGE.fullmatch(name)
+    return Stage(name, match[1], int(match[2])) if match else None
+
+
+def staged(content: Source, name: str) -> Staged:
+    """What a store answers when all that came from `content` is durable under `name`."""
+    hit("blob.staged")
+    return Staged(content.digest, content.size, name)
+
+
 def is_stage(name: object) -> bool:
     """Whether it is the name of a staged file."""
     return isinstance(name, str) and _STAGE.fullmatch(name) is not None
 
 
-def _write(
-    folder: int, name: str, chunks: Iterator[bytes | memoryview], size: int | None, limit: int | None
-) -> tuple[str, int]:
-    """Write a staged file and fsync it. → its digest and size."""
+def check_stage(name: str) -> None:
+    """Raises ValueError unless it is the name of a staged file."""
+    if not is_stage(name):
+        raise ValueError("not the name of a staged file: take it from stages() or from an intent")
+
+
+def _write(folder: int, name: str, content: Source) -> None:
+    """Write a staged file and fsync it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(name, flags, _FILE_MODE, dir_fd=folder)
+    file = os.open(name, flags, FILE_MODE, dir_fd=folder)
     try:
-        sha = hashlib.sha256()
-        found = 0
-        for chunk in chunks:
-            found += len(chunk)
-            if limit is not None and found > limit:
-                raise BlobRefused(f"the blob is over the limit of {limit:,} bytes: send less")
-            if size is not None and found > size:
-                raise BlobRefused(f"the blob is longer than the declared {size:,} bytes: declare its real size")
-            sha.update(chunk)
-            rest = memoryview(chunk)
+        for piece in content:
+            rest = memoryview(piece)
             while rest:
                 rest = rest[os.write(file, rest) :]
-        if size is not None and found < size:
-            raise BlobRefused(
-                f"the blob ended after {found:,} of the declared {size:,} bytes: send all of it, "
-                "or declare its real size"
-            )
         os.fsync(file)
     finally:
         os.close(file)
-    return sha.hexdigest(), found
-
-
-def _chunks(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, stack: ExitStack
-) -> Iterator[bytes | memoryview]:
-    """The bytes of `source`, piece by piece. A file opened here is closed with `stack`."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        view = memoryview(source).cast("B")
-        return (view[start : start + CHUNK] for start in range(0, len(view), CHUNK))
-    if isinstance(source, str | os.PathLike):
-        try:
-            # Not blocking, so that a pipe is refused and not waited for.
-            file = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            stack.callback(os.close, file)
-            plain = stat.S_ISREG(os.fstat(file).st_mode)
-        except OSError as error:
-            raise _source_refuses(error) from error
-        if not plain:
-            raise BlobRefused("the file to stage is a folder, a pipe or a device: give a plain file")
-        source = os.fdopen(file, "rb", buffering=0, closefd=False)
-    return _read(source)
-
-
-def _read(source: BinaryIO) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = source.read(CHUNK)
-        except OSError as error:
-            raise _source_refuses(error) from error
-        if not isinstance(chunk, bytes):
-            raise BlobRefused("the file to stage gives no bytes: open it in binary, blocking mode")
-        if not chunk:
-            return
-        yield chunk
 
 
 def plain_size(folder: int, name: str) -> int | None:
@@ -338,14 +318,11 @@ def _sync_path(path: Path) -> None:
         os.close(folder)
 
 
-def _missing() -> BlobMissing:
+def missing() -> BlobMissing:
+    """The error of a reader."""
     return BlobMissing(
         "no blob of this digest is published: wait for its transaction with outbox.wait, and look at `outbox status`"
     )
-
-
-def _source_refuses(error: OSError) -> BlobRefused:
-    return BlobRefused(f"the file to stage can't be read ({os.strerror(error.errno or 0)}): make it readable")
 
 
 def _store_refuses(error: OSError) -> BlobRefused:

@@ -28,9 +28,8 @@ PATIENCE = 600.0
 
 _Value = TypeVar("_Value")
 
-_DURABLE = """
-select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') in ('off', 'local')
-"""
+_NOT_DURABLE = "select where current_setting('synchronous_commit') in ('off', 'local')"
+_DURABLE = "select set_config('synchronous_commit', 'on', false)"
 _SESSION = """
 select set_config(name, value, false)
   from (values ('idle_in_transaction_session_timeout', %s), ('tcp_keepalives_idle', '10'),
@@ -51,8 +50,10 @@ class Connection(psycopg.Connection[Any]):
     pooled = False
 
     def wait(self, gen: PQGen[_Value], *args: Any, **more: Any) -> _Value:
-        """psycopg's wait, with an end."""
-        return super().wait(self._patiently(gen), *args, **more)
+        """psycopg's wait, with an end. Whoever waits for notifications has one of his own."""
+        if args or more:
+            return super().wait(gen, *args, **more)
+        return super().wait(self._patiently(gen))
 
     def _patiently(self, gen: PQGen[_Value]) -> PQGen[_Value]:
         # Here and not by SO_RCVTIMEO or TCP_USER_TIMEOUT: a proxy on the way confirms what it never hands on.
@@ -102,20 +103,27 @@ def connect(url: str, *, name: str, check: bool = True, patience: float = PATIEN
         _set_up(conn)
         if check:
             check_schema(conn)
+    except psycopg.OperationalError as error:
+        conn.close()
+        raise Unreachable(f"the database is lost again at once ({reason(error)}): is it running?") from error
     except BaseException:
         conn.close()
         raise
     return conn
 
 
+def is_pooled(conn: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler stands before the server: it tells clients a process number of its own making."""
+    row = conn.execute("select pg_backend_pid()").fetchone()
+    return row is None or row[0] != conn.info.backend_pid
+
+
 def _set_up(conn: Connection) -> None:
-    pid, durable = conn.execute(
-        "select pg_backend_pid(), current_setting('synchronous_commit') not in ('off', 'local')"
-    ).fetchone() or (0, False)
-    # A pooler tells a process number of its own making.
-    conn.pooled = pid != conn.info.backend_pid
+    conn.pooled = is_pooled(conn)
+    durable = conn.execute(_NOT_DURABLE).fetchone() is None
     if not conn.pooled:
-        conn.execute(_DURABLE)
+        if not durable:
+            conn.execute(_DURABLE)
         conn.execute(_SESSION, (str(round(conn.patience * 1000)),))
         return
     conn.prepare_threshold = None

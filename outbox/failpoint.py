@@ -17,6 +17,7 @@ import signal
 NAMES = (
     # The application, inside its transaction.
     "blob.written",
+    "blob.uploaded",
     "blob.staged",
     "session.appended",
     # The clock, and any owner of a lane.
@@ -24,6 +25,7 @@ NAMES = (
     "lane.renewed",
     "tick.taken",
     # A worker opens its participant, and finds out what its predecessor left in doubt.
+    "index.made",
     "index.opened",
     "index.epoch",
     "blob.opened",
@@ -41,6 +43,8 @@ NAMES = (
     "blob.deleted",
     "blob.linked",
     "blob.synced",
+    "blob.copied",
+    "blob.marked",
     "blob.published",
     "maildir.written",
     "maildir.renamed",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import redirect_stdout
 from io import StringIO
+from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
-from outbox.database import Unreachable, migrations, reason
+from outbox.database import Unreachable, is_pooled, migrations, reason
 from outbox.errors import DatabaseNewer, NotReady
 
 _LOCK = 0x6F7574626F78  # "outbox"
@@ -32,11 +33,17 @@ def _config() -> Config:
 def upgrade(url: str) -> tuple[str | None, str | None]:
     """Migrate the database to the newest version. → the revision before and after.
 
-    Raises `NotReady` when the user lacks the rights, `DatabaseNewer` when the database is ahead of this code.
+    Raises `NotReady` when the user lacks the rights or is behind a pooler, `DatabaseNewer` when the database is ahead
+    of this code.
     """
     engine = sa.create_engine("postgresql+psycopg://" + url.split("://", 1)[1], poolclass=NullPool)
     try:
         with engine.connect() as conn:
+            if is_pooled(cast("psycopg.Connection[Any]", conn.connection.driver_connection)):
+                raise NotReady(
+                    "`outbox migrate` needs a session of its own, and there is a pooler before the database: "
+                    "set OUTBOX_DATABASE to a URL that goes past it"
+                )
             conn.exec_driver_sql(f"select pg_advisory_lock({_LOCK})")
             conn.commit()
             try:

@@ -36,7 +36,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from outbox import sql
-from outbox.blob import Blob, BlobStore
+from outbox.blob import Blob, Inline, Staged
 from outbox.document import document
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
@@ -44,7 +44,9 @@ from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
 from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
-from outbox.settings import Settings, required
+from outbox.settings import Settings
+from outbox.source import Source
+from outbox.store import Store, open_store
 
 _OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
@@ -307,14 +309,14 @@ class BlobVerbs:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._store: BlobStore | None = None
+        self._store: Store | None = None
         self._log: str | None = None
 
     @property
-    def store(self) -> BlobStore:
+    def store(self) -> Store:
         """Where the blobs are, for reading: `outbox.blobs.store.open(blob.digest)`."""
         if self._store is None:
-            self._store = BlobStore(required(self._outbox.settings.blobs, "OUTBOX_BLOBS"))
+            self._store = open_store(self._outbox.settings)
         return self._store
 
     def put(
@@ -329,11 +331,18 @@ class BlobVerbs:
         """Store a file's bytes; they can be read once the transaction has committed and the worker has been there.
 
         The bytes are streamed into the store's staging folder and are durable there when this returns; the
-        commit decides whether they are published. `size`, if given, must be right. Raises `BlobRefused`.
+        commit decides whether they are published. Small ones travel in the intent (OUTBOX_BLOB_INLINE). `size`,
+        if given, must be right. Raises `BlobRefused`.
         """
-        staged = self.store.stage(source, xid=self._xid(session), log=self._identity(session), size=size)
-        self._outbox.emit(session, "blob", "put", staged.digest, self.store.payload(staged, name=name, type=type))
-        return Blob(staged.digest, staged.size)
+        made: Staged | Inline
+        with Source(source, size=size) as content:
+            small = content.whole(self._outbox.settings.blob_inline)
+            if small is not None:
+                made = Inline(content.digest, content.size, small)
+            else:
+                made = self.store.stage(content, xid=self._xid(session), log=self._identity(session))
+        self._outbox.emit(session, "blob", "put", made.digest, made.payload(name=name, type=type))
+        return Blob(made.digest, made.size)
 
     def delete(self, session: Session, digest: str) -> None:
         """Remove a blob. Others may name the same content: that is for the application to know."""

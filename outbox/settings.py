@@ -6,7 +6,9 @@ stack with no configuration, and one variable replaces each part by the real ser
 
     OUTBOX_DATABASE       postgresql://…  (what the process connects as: the application's or the worker's user)
     OUTBOX_INDEX          directory of the Xapian index
-    OUTBOX_BLOBS          directory of the blob store
+    OUTBOX_BLOBS          directory of the blob store, or s3://BUCKET/PREFIX
+    OUTBOX_S3_ENDPOINT    http(s)://HOST:PORT of an S3 server that is not Amazon's
+    OUTBOX_BLOB_INLINE    bytes of a blob that travels in its intent; larger ones are staged
     OUTBOX_SMTP           smtp://HOST:PORT, smtp+starttls://USER@HOST, smtps://USER@HOST or unix:/path/to/socket
     OUTBOX_SMTP_PASSWORD_FILE  file with the password of the user in OUTBOX_SMTP
     OUTBOX_SMTP_CA_FILE   certificates to trust instead of the system's
@@ -27,7 +29,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from outbox.errors import NotReady, StateVersion
 
@@ -36,7 +38,12 @@ STATE_FORMAT = 1
 
 STATE_FILE = "state.json"
 
+INLINE_MOST = 45_000
+"""Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
+
 Role = Literal["app", "worker", "operator", "saga", "admin"]
+
+Place = TypeVar("Place", bound=Path | str)
 
 #: Who connects to the embedded Postgres as what.
 _EMBEDDED_USER: dict[Role, str] = {
@@ -56,8 +63,8 @@ class Settings:
     database: str
     #: Directory of the Xapian index; None if nothing says where it is.
     index: Path | None
-    #: Directory of the blob store; None if nothing says where it is.
-    blobs: Path | None
+    #: Directory of the blob store, or `s3://BUCKET/PREFIX`; None if nothing says where it is.
+    blobs: Path | str | None
     #: `smtp://HOST:PORT`, with TLS and a user as in `workers.relay`, or `unix:/path`.
     smtp: str
     #: File with the password of the user in `smtp`.
@@ -74,6 +81,10 @@ class Settings:
     mail_domain: str = "outbox.invalid"
     #: Seconds of a lane's lease.
     ttl: float = 15.0
+    #: `http(s)://HOST:PORT` of the S3 server; None: Amazon's, or what boto3's own configuration says.
+    s3_endpoint: str | None = None
+    #: Bytes of the largest blob that travels in its intent; 0: none does.
+    blob_inline: int = 0
     #: Modules that define sagas.
     sagas: tuple[str, ...] = ()
 
@@ -106,7 +117,7 @@ class Settings:
         return cls(
             database=database,
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
-            blobs=_path(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
+            blobs=_place(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
             smtp_password_file=_path(env.get("OUTBOX_SMTP_PASSWORD_FILE")),
             smtp_ca_file=_path(env.get("OUTBOX_SMTP_CA_FILE")),
@@ -116,19 +127,30 @@ class Settings:
             postsuper=env.get("OUTBOX_POSTSUPER") or "postsuper",
             mail_domain=env.get("OUTBOX_MAIL_DOMAIN") or "outbox.invalid",
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
+            s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
+            blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
             sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
         )
 
 
-def required(path: Path | None, variable: str) -> Path:
+def required(path: Place | None, variable: str) -> Place:
     """`path`, or `NotReady` with the variable to set: a directory is never invented beside a named database."""
     if path is None:
         raise NotReady(f"{variable} is not set, and there is no state directory: say where it is")
     return path
 
 
+def is_bucket(place: Path | str) -> bool:
+    """Whether it is the URL of a bucket, and not a directory."""
+    return isinstance(place, str) and place.startswith("s3:")
+
+
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
+
+
+def _place(text: str | None) -> Path | str | None:
+    return text if text and is_bucket(text) else _path(text)
 
 
 def _seconds(text: str) -> float:
@@ -139,6 +161,12 @@ def _seconds(text: str) -> float:
     if not 1.0 <= value <= 3600.0:
         raise NotReady(f"OUTBOX_TTL={text!r} is not a number of seconds between 1 and 3600: correct it")
     return value
+
+
+def _inline(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > INLINE_MOST:
+        raise NotReady(f"OUTBOX_BLOB_INLINE={text!r} is not a number of bytes up to {INLINE_MOST:,}: correct it")
+    return int(text)
 
 
 def _embedded_database(state: dict[str, Any], role: Role) -> str:

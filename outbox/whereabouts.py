@@ -8,7 +8,7 @@ rolled back.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.rows import dict_row
@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from outbox import audit, decision, sql
 from outbox.errors import NotReady
 from outbox.lane import owner_of
+from outbox.parked import Reason
 from outbox.span import seconds
 
 COUNT_LIMIT = 10_000
@@ -28,13 +29,16 @@ WORKERS = ("index", "blob", "mail")
 """Participants whose worker is `outbox work TARGET`."""
 
 
+State = Literal["undrawn", "open", "rolled_back", "dropped", "unregistered", "committed", "behind", "applied"]
+"""Where an intent can be, unless it is parked."""
+
+
 @dataclass(slots=True)
 class Whereabouts:
     """Where an intent is. Every value is JSON, but for times."""
 
     id: int
-    #: undrawn, open, rolled_back, dropped; unregistered, committed, behind, applied; or what it is parked for.
-    state: str
+    state: State | Reason
     #: One sentence, or a few.
     says: str
     #: What would move it; None if nothing needs to, or can.
@@ -77,6 +81,7 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             receipt = cursor.execute(sql.load("whereabouts_receipt"), wanted).fetchone()
             head = cursor.execute(sql.load("whereabouts_head"), wanted).fetchone()
     parked = found[0] if found else None
+    state: State | Reason
     if parked is not None:
         state, (says, command) = parked["reason"], _parked(parked, lane, head, trail)
     else:
@@ -109,7 +114,7 @@ def _absent(
 
 def _unparked(
     intent: dict[str, Any], lane: dict[str, Any] | None, receipt: dict[str, Any] | None
-) -> tuple[str, str, str | None]:
+) -> tuple[State, str, str | None]:
     target = intent["target"]
     if lane is None:
         says = f"Nobody reads it: no participant {target} is registered. It was written past outbox.emit."

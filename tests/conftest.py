@@ -15,11 +15,13 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.sagas",
     "tests.fixtures.proxy",
     "tests.fixtures.site",
+    "tests.fixtures.s3",
     "tests.fixtures.tls",
     "tests.fixtures.failpoints",
     "tests.fixtures.postfix",
     "tests.fixtures.post",
     "tests.fixtures.receipts",
+    "tests.fixtures.hostile",
     "tests.fixtures.pgbouncer",
     "tests.fixtures.zombie",
 ]

@@ -1,40 +1,68 @@
-"""The participant `blob`: intents to publish and delete blobs, applied to the local blob store.
+"""The participant `blob`: intents to publish and delete blobs, applied to the store.
 
-    put     key: the digest   payload: {"digest", "size", "stage", …}   publish the staged file
+    put     key: the digest   payload: {"digest", "size", "stage", …}   publish what was staged
+                              or       {"digest", "size", "bytes", …}   publish these bytes (base64)
     delete  key: the digest   payload: {}                               move the blob into the trash
 
 The reader calls it. Both actions can be made again harmlessly, so no attempt is recorded. They are durable
-when `apply` returns: the links are made, then each folder is fsynced once for the whole batch. The staged
-files go in `settle`, after the position is durable; what a crash leaves there, the sweeper removes.
+when `apply` returns. What was staged goes in `settle`, after the position is durable; what a crash leaves there,
+the sweeper removes.
 
-Fencing: each lane has a lock file in the store with the highest epoch that opened it. A batch is linked
-under that lock, so an owner who was suspended through a takeover changes nothing when he wakes up (`Fenced`).
+How blobs become visible, and how a stale owner is kept from changing them, is the publisher's business:
+`workers.publication` for a directory, `workers.s3` for a bucket.
 
-Errors: trouble of the file system is `Unavailable`, and the lane waits; an intent that can't be applied
-is poison, and later ones of its key in the batch are blocked behind it.
+Errors: trouble of the store is `Unavailable`, and the lane waits; an intent that can't be applied is poison, and
+later ones of its key in the batch are blocked behind it.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
-import time
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from itertools import repeat
+from typing import Any, Protocol
 
-from outbox.blob import BlobStore, Staged, check_digest, is_stage
-from outbox.errors import Fenced, Permanent, Unavailable
+from outbox.blob import BlobStore, Inline, Staged, check_digest, is_stage
+from outbox.errors import Permanent, Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.participant import APPLIED, Doubt, Evidence, Item, LaneView, Outcome, Verdict
 from outbox.position import Position
-from workers.publication import Publication
-
-LOCK_WAIT = 2.0
-"""Seconds to wait for a lane's lock. An owner holds it for the links of one batch: some milliseconds."""
+from outbox.store import Store
+from workers.publication import DirectoryPublisher
 
 _BLOCKED = Outcome(Verdict.BLOCKED)
+
+
+class Publication(Protocol):
+    """A batch of changes to the blobs that readers see. Each can be made again harmlessly."""
+
+    def put(self, content: Staged | Inline) -> None:
+        """Publish what was staged, or small bytes. Raises `BlobMissing` if it is gone and the blob isn't published
+        either, `BlobRefused` if it is not what was staged."""
+
+    def delete(self, digest: str, *, epoch: int, id: int) -> None:  # noqa: A002 - the intent's
+        """Move a blob into the trash; it may not be there."""
+
+
+class Publisher(Protocol):
+    """What a lane's owner may do to the published blobs."""
+
+    #: Blobs that are worth being changed at a time.
+    threads: int
+
+    def batch(self) -> AbstractContextManager[Publication]:
+        """Changes, durable when the block is left. Raises `Fenced` when a newer owner has opened the lane."""
+
+    def settle(self, stages: Sequence[str]) -> None:
+        """Remove what was staged and is published."""
+
+    def close(self) -> None:
+        """Let go of the lane."""
 
 
 class BlobParticipant:
@@ -45,19 +73,18 @@ class BlobParticipant:
     records_attempts = False
     keeps_position = False
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self._epoch = 0
-        self._fence: Fence | None = None
-        # Intent → its staged file, for what this process applied: only that may be removed in `settle`, and
+        self._publisher: Publisher | None = None
+        # Intent → what it staged, for what this process applied: only that may be removed in `settle`, and
         # not what was parked in between.
         self._stages: dict[int, str] = {}
 
     def open(self, lane: LaneView) -> None:
         """Take the lane's fence. Raises `Fenced` if a newer owner has it, `Unavailable` without a store."""
         with _trouble():
-            self.store.make()
-            self._fence = Fence(self.store, lane)
+            self._publisher = _publisher(self.store, lane)
         hit("blob.opened")
         self._epoch = lane.epoch
 
@@ -70,40 +97,35 @@ class BlobParticipant:
 
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - protocol
         """Publish and delete, in order. Durable when it returns."""
-        assert self._fence is not None  # noqa: S101 - the reader opens before it applies
-        outcomes: list[Outcome] = []
-        failed: set[str] = set()
-        with _trouble(), Publication(self.store) as publication:
-            with self._fence.held():
-                for intent in batch:
-                    outcome = _BLOCKED if intent.key in failed else _one(publication, intent, self._epoch)
-                    if outcome is not APPLIED:
-                        failed.add(intent.key)
-                    outcomes.append(outcome)
-            hit("blob.linked")
-            try:
-                publication.sync()
-            except OSError:
-                # The next try must change the folders anew: a second fsync of the same change proves nothing.
-                with self._fence.held():
-                    publication.undo()
-                raise
-            hit("blob.published")
-        self._stages.update(
-            (intent.id, _staged(intent).stage)
-            for intent, outcome in zip(batch, outcomes, strict=True)
-            if outcome is APPLIED and intent.action == "put"
-        )
-        return outcomes
+        assert self._publisher is not None  # noqa: S101 - the reader opens before it applies
+        blobs: dict[str, list[Intent]] = {}
+        for intent in batch:
+            blobs.setdefault(intent.key, []).append(intent)
+        outcomes: dict[int, Outcome] = {}
+        with _trouble(), self._publisher.batch() as publication:
+            threads = min(self._publisher.threads, len(blobs))
+            # Changes of one blob are made in their order; different blobs have none.
+            if threads > 1:
+                with ThreadPoolExecutor(threads, "blob") as pool:
+                    made = list(pool.map(_in_order, repeat(publication), blobs.values(), repeat(self._epoch)))
+            else:
+                made = [_in_order(publication, intents, self._epoch) for intents in blobs.values()]
+            for each in made:
+                outcomes.update(each)
+        hit("blob.published")
+        for intent in batch:
+            if intent.action == "put" and outcomes[intent.id] is APPLIED:
+                content = _content(intent)
+                if isinstance(content, Staged):
+                    self._stages[intent.id] = content.stage
+        return [outcomes[intent.id] for intent in batch]
 
     def settle(self, batch: Sequence[Intent]) -> None:
-        """Remove the staged files of what was applied."""
+        """Remove what was staged for what was applied."""
+        assert self._publisher is not None  # noqa: S101 - as in apply
+        stages = [stage for intent in batch if (stage := self._stages.pop(intent.id, None)) is not None]
         with _trouble():
-            for intent in batch:
-                stage = self._stages.pop(intent.id, None)
-                if stage is not None:
-                    self.store.remove_stage(stage)
-                    hit("blob.settled")
+            self._publisher.settle(stages)
 
     def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
         """Look whether the blobs are there."""
@@ -113,7 +135,7 @@ class BlobParticipant:
     def _look(self, intent: Intent) -> Evidence:
         try:
             check_digest(intent.key)
-            wanted = None if intent.action == "delete" else _staged(intent).size
+            wanted = None if intent.action == "delete" else _content(intent).size
         except Permanent:
             return Evidence.NOT_APPLIED  # it can't be applied, and never was
         return Evidence.APPLIED if self.store.size(intent.key) == wanted else Evidence.NOT_APPLIED
@@ -124,65 +146,36 @@ class BlobParticipant:
             yield Item(blob.digest, blob.digest, 0)
 
     def close(self) -> None:
-        """Let go of the lane's lock file."""
-        if self._fence is not None:
-            self._fence.close()
-            self._fence = None
+        """Let go of the lane."""
+        if self._publisher is not None:
+            self._publisher.close()
+            self._publisher = None
 
 
-class Fence:
-    """A lane's lock file with the highest epoch that opened the lane. It needs no fsync: what ends the
-    machine ends every owner that the fence is against."""
+def _publisher(store: Store, lane: LaneView) -> Publisher:
+    if isinstance(store, BlobStore):
+        return DirectoryPublisher(store, lane)
+    from outbox.s3 import S3Store  # noqa: PLC0415 - boto3 is loaded only where it is used
+    from workers.s3 import BucketPublisher  # noqa: PLC0415
 
-    def __init__(self, store: BlobStore, lane: LaneView) -> None:
-        self._epoch = lane.epoch
-        self._name = f"{lane.target}-{lane.lane}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with store.folder("lanes") as folder:
-            self._file = os.open(self._name, flags, 0o640, dir_fd=folder)
-        try:
-            with self.held():
-                os.pwrite(self._file, b"%020d" % lane.epoch, 0)
-        except BaseException:
-            self.close()
-            raise
+    assert isinstance(store, S3Store)  # noqa: S101 - there are two
+    return BucketPublisher(store, lane)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock. Raises `Fenced` if a newer owner has opened the lane."""
-        deadline = time.monotonic() + LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Unavailable(
-                        f"another process holds lanes/{self._name} of the blob store: end it, it may be suspended"
-                    ) from None
-                time.sleep(0.01)
-            else:
-                break
-        try:
-            epoch = int(os.pread(self._file, 20, 0) or b"0")
-            if epoch > self._epoch:
-                raise Fenced(
-                    f"the blob store knows epoch {epoch} of lane {self._name} and this owner has {self._epoch}: "
-                    f"another worker has taken over (or remove lanes/{self._name}, if the database was restored)"
-                )
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def close(self) -> None:
-        """Close the lock file."""
-        os.close(self._file)
+def _in_order(publication: Publication, intents: Sequence[Intent], epoch: int) -> dict[int, Outcome]:
+    """Apply the intents of one blob. → intent → outcome."""
+    outcomes: dict[int, Outcome] = {}
+    for intent in intents:
+        failed = any(outcome is not APPLIED for outcome in outcomes.values())
+        outcomes[intent.id] = _BLOCKED if failed else _one(publication, intent, epoch)
+    return outcomes
 
 
 def _one(publication: Publication, intent: Intent, epoch: int) -> Outcome:
     """Apply one intent; durable with its batch."""
     try:
         if intent.action == "put":
-            publication.put(_staged(intent))
+            publication.put(_content(intent))
         elif intent.action == "delete":
             check_digest(intent.key)
             publication.delete(intent.key, epoch=epoch, id=intent.id)
@@ -193,18 +186,30 @@ def _one(publication: Publication, intent: Intent, epoch: int) -> Outcome:
     return APPLIED
 
 
-def _staged(intent: Intent) -> Staged:
+def _content(intent: Intent) -> Staged | Inline:
     """What a put publishes. Raises `Permanent` when the payload doesn't say it."""
     payload = intent.payload
     if isinstance(payload, dict):
-        staged = Staged(payload.get("digest"), payload.get("size"), payload.get("stage"))  # type: ignore[arg-type]
+        digest, size, stage, text = (payload.get(name) for name in ("digest", "size", "stage", "bytes"))
         # A bool is an int to Python. The key is the digest, or two lanes could work on one blob.
-        if type(staged.size) is int and staged.size >= 0 and is_stage(staged.stage) and staged.digest == intent.key:
-            check_digest(staged.digest)
-            return staged
+        if type(size) is int and size >= 0 and isinstance(digest, str) and digest == intent.key:
+            check_digest(digest)
+            if isinstance(stage, str) and is_stage(stage):
+                return Staged(digest, size, stage)
+            if isinstance(text, str) and (content := _decoded(text)) is not None:
+                found = Inline(hashlib.sha256(content).hexdigest(), len(content), content)
+                if found[:2] == (digest, size):
+                    return found
     raise Permanent(
-        f"intent {intent.id} is not a blob's put: its payload must be what BlobStore.payload made, its key the digest"
+        f"intent {intent.id} is not a blob's put: its payload must be what outbox.blobs.put makes, its key the digest"
     )
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        return a2b_base64(text)
+    except ValueError:
+        return None
 
 
 @contextmanager

@@ -13,16 +13,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from outbox import sql, tick
-from outbox.database import Unreachable, connect
+from outbox.database import connect
+from outbox.errors import OutboxError
 from outbox.failpoint import hit
 from outbox.lane import Lane
+from outbox.settings import Settings
+from outbox.store import Store, open_store
 from outbox.tick import new_nonce
+from workers.sweeper import sweep
 
 log = logging.getLogger("outbox.clock")
 
@@ -92,9 +95,10 @@ class Clock:
 class Housekeeping:
     """A thread that does a round every few seconds until `stop` is set."""
 
-    def __init__(self, url: str, blobs: Path | None, stop: threading.Event) -> None:
-        self._url = url
-        self._blobs = blobs
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings = settings
+        self._store: Store | None = None
+        self._sweep_at = 0.0
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -108,18 +112,27 @@ class Housekeeping:
         conn: psycopg.Connection[Any] | None = None
         while not self._stop.wait(HOUSE_EVERY):
             try:
-                conn = conn or connect(self._url, name="housekeeping", check=False)
-                keep_house(conn, self._blobs)
-            except (psycopg.Error, Unreachable, OSError) as error:
-                log.warning("housekeeping put off: %s", type(error).__name__)
+                conn = conn or connect(self._settings.database, name="housekeeping", check=False)
+                keep_house(conn, self._blobs())
+            except (psycopg.Error, OSError, OutboxError) as error:
+                ours = isinstance(error, OutboxError)
+                log.warning("housekeeping put off: %s", error if ours else type(error).__name__)
                 if conn is not None:
                     conn.close()
                 conn = None
         if conn is not None:
             conn.close()
 
+    def _blobs(self) -> Store | None:
+        """The store, when a sweep is due. None where blobs are on another machine."""
+        if self._settings.blobs is None or time.monotonic() < self._sweep_at:
+            return None
+        self._store = self._store or open_store(self._settings)
+        self._sweep_at = time.monotonic() + self._store.sweep_every
+        return self._store
 
-def keep_house(conn: psycopg.Connection[Any], blobs: Path | None) -> None:
+
+def keep_house(conn: psycopg.Connection[Any], blobs: Store | None) -> None:
     """One round. Each part is a transaction of its own, and may be killed anywhere."""
     conn.execute("select outbox.add_partitions()")
     hit("house.partitions")
@@ -127,10 +140,7 @@ def keep_house(conn: psycopg.Connection[Any], blobs: Path | None) -> None:
     hit("house.ticks")
     conn.execute(sql.load("position_thin"))
     hit("house.positions")
-    if blobs is not None and blobs.is_dir():
-        from outbox.blob import BlobStore  # noqa: PLC0415 - not needed where blobs are on another machine
-        from workers.sweeper import sweep  # noqa: PLC0415
-
+    if blobs is not None:
         row = conn.execute("select log from outbox.identity").fetchone()
         if row is not None:
-            sweep(conn, BlobStore(blobs), log=row[0], trash_age=TRASH_AGE)
+            sweep(conn, blobs, log=row[0], trash_age=TRASH_AGE)

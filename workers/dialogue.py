@@ -82,15 +82,11 @@ class Dialogue(smtplib.SMTP):
             raise
 
     def begin_tls(self) -> bool:
-        """STARTTLS, unless the server has no such thing. What it said about itself before is forgotten."""
+        """STARTTLS, unless the server has no such thing. EHLO comes next, and forgets what was said in the clear; if
+        anything was slipped in behind the reply, `send` finds it and ends the dialogue."""
         if not self.has_extn("starttls") or self.docmd("STARTTLS")[0] != 220:
             return False
-        if not self.quiet():
-            raise Garbled
         self._secure(self._relay)
-        self.helo_resp = self.ehlo_resp = None
-        self.esmtp_features = {}
-        self.does_esmtp = False
         return True
 
     def _secure(self, relay: Relay) -> None:

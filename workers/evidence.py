@@ -78,8 +78,7 @@ def evidence_for(setting: str, settings: Settings | None = None) -> MailEvidence
     if kind == "receipt" and settings is not None:
         from workers.witness import Witness  # noqa: PLC0415 - it builds on this module
 
-        relay = Relay.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
-        return Witness(ReceiptAddress.read(path), relay, settings.database, settings.mail_domain)
+        return Witness(ReceiptAddress.read(path), Relay.of(settings), settings.database, settings.mail_domain)
     if kind == "maildir" and path.startswith("/"):
         return MaildirEvidence(Path(path))
     if kind == "postfix" and path.startswith("/"):

@@ -21,8 +21,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+import psycopg
+
 from outbox import tick
-from outbox.database import Connection, Unreachable, connect
+from outbox.database import Connection, Unreachable, connect, reason
 from outbox.errors import NotReady, Unavailable
 from outbox.lane import Lane
 from outbox.participant import Participant
@@ -30,7 +32,7 @@ from outbox.retry import OUTAGE
 from outbox.settings import Settings
 from workers.clock import Clock, Housekeeping
 from workers.reader import Reader
-from workers.tenure import Tenure
+from workers.tenure import Tenure, lost, patience
 
 log = logging.getLogger("outbox.worker")
 
@@ -142,7 +144,7 @@ class Drainer:
 
 def run_clock(settings: Settings, stop: threading.Event) -> None:
     """Take ticks until told to stop."""
-    house = Housekeeping(settings.database, settings.blobs, stop)
+    house = Housekeeping(settings, stop)
     house.start()
 
     def work(conn: Connection, lane: Lane) -> None:
@@ -155,9 +157,9 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
     house.join()
 
 
-def lanes_of(url: str, target: str, lane: int | None = None) -> list[int]:
+def lanes_of(settings: Settings, target: str, lane: int | None = None) -> list[int]:
     """The numbers of a target's lanes, or just `lane`. Raises `NotReady` for what is not registered."""
-    with connect(url, name="worker") as conn:
+    with connect(settings.database, name="worker", patience=patience(settings)) as conn:
         rows = conn.execute("select lane from outbox.lane where target = %s order by lane", (target,))
         found = [row[0] for row in rows]
         if not found:
@@ -170,6 +172,21 @@ def lanes_of(url: str, target: str, lane: int | None = None) -> list[int]:
         return [lane]
 
 
+def _found(settings: Settings, target: str, lane: int | None, stop: threading.Event) -> list[int]:
+    """`lanes_of`, when the database can be asked; none if it is stopped before."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            return lanes_of(settings, target, lane)
+        except (psycopg.Error, Unreachable) as error:
+            if not lost(error):
+                raise
+            failures += 1
+            log.warning("%s: the database can't be asked for the lanes (%s): trying again", target, reason(error))
+            stop.wait(OUTAGE.wait(failures))
+    return []
+
+
 def run(
     settings: Settings,
     target: str,
@@ -180,16 +197,7 @@ def run(
     lane: int | None = None,
 ) -> None:
     """Drain one lane of a target, or all of them, each in a thread of its own if there are several."""
-    lanes: list[int] = []
-    failures = 0
-    while not lanes:
-        try:
-            lanes = lanes_of(settings.database, target, lane)
-        except Unreachable as error:
-            failures += 1
-            log.warning("%s: %s", target, error)
-            if stop.wait(OUTAGE.wait(failures)):
-                return
+    lanes = _found(settings, target, lane, stop)
     drainers = [Drainer(settings, target, lane, make, stop, until_idle=until_idle) for lane in lanes]
     if len(drainers) == 1:
         drainers[0].run()

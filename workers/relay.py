@@ -24,6 +24,7 @@ from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from outbox.errors import NotReady, Unavailable
+from outbox.settings import Settings
 
 Target = str | tuple[str, int]
 """Where a server listens: the path of a socket, or host and port."""
@@ -77,6 +78,11 @@ class Relay:
         if ca_file is not None:
             relay.context()
         return relay
+
+    @classmethod
+    def of(cls, settings: Settings) -> Relay:
+        """The relay that these settings name. Raises `NotReady`."""
+        return cls.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
 
     @property
     def host(self) -> str:

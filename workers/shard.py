@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,7 +104,9 @@ class Shard:
 
     def _open(self) -> None:
         os.makedirs(self.path.parent, exist_ok=True)
-        self._db = xapian.WritableDatabase(str(self.path), xapian.DB_CREATE_OR_OPEN)
+        if not self.path.exists() or not os.listdir(self.path):
+            self._make()
+        self._db = xapian.WritableDatabase(str(self.path), xapian.DB_OPEN)
         self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         os.fsync(self._folder)
         # Losing a whole new shard would be harmless, it is filled from the beginning; so this may be denied.
@@ -127,6 +130,16 @@ class Shard:
         if epoch < self._epoch or slots != self._slots:
             self._claim(begin_anew=slots not in ("", self._slots))
         self._version = self._look()
+
+    def _make(self) -> None:
+        """An empty shard, under another name first: half-made by an owner that died, it could never be opened."""
+        for left in self.path.parent.glob(f"{self.path.name}.*.new"):
+            shutil.rmtree(left)
+        new = self.path.with_name(f"{self.path.name}.{self._epoch}.new")
+        xapian.WritableDatabase(str(new), xapian.DB_CREATE).close()
+        _sync(new)
+        hit("index.made")
+        os.rename(new, self.path)
 
     def _claim(self, *, begin_anew: bool) -> None:
         hit("index.opened")

@@ -168,8 +168,9 @@ class Stack:
             return {}
 
     def _environment(self) -> dict[str, str]:
-        # The stack's workers drain the stack's own log, also when the shell points applications elsewhere.
-        own = {name: value for name, value in os.environ.items() if name != "OUTBOX_DATABASE"}
+        # The stack's workers drain the stack's own log, also when the shell points applications elsewhere. A shell that
+        # makes warnings errors means its own programs: supervisord would end each connection with one.
+        own = {name: value for name, value in os.environ.items() if name not in ("OUTBOX_DATABASE", "PYTHONWARNINGS")}
         # supervisord runs in the state directory: what is relative to this one's would be lost.
         absolute = {name: os.path.abspath(own[name]) for name in ("OUTBOX_INDEX", "OUTBOX_BLOBS") if own.get(name)}
         return own | absolute | {"OUTBOX_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}

@@ -80,10 +80,11 @@ umask=027
 ;   OUTBOX_DATABASE       what the workers connect as: a member of the role outbox_worker. Leave the password
 ;                         to ~/.pgpass of {user} (HOME below), a service file or peer authentication.
 ;   OUTBOX_INDEX          directory of the Xapian index; the applications that search read it.
-;   OUTBOX_BLOBS          directory of the blob store; the applications stage their files in it.
-;   OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket.
+;   OUTBOX_BLOBS          directory of the blob store, or s3://BUCKET/PREFIX; the applications stage their files in it.
+;   OUTBOX_SMTP           smtp://HOST:PORT or unix:/path/to/socket; smtps://USER@HOST and smtp+starttls://USER@HOST
+;                         with the password in a file that OUTBOX_SMTP_PASSWORD_FILE names.
 ;   OUTBOX_MAIL_EVIDENCE  postfix:/etc/postfix (its log and queue say whether a mail was taken), maildir:/path,
-;                         or none (a mail in doubt is sent again).
+;                         receipt:receipt@example.org (mails come back), or none (a mail in doubt is sent again).
 ;   OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders: one whose mail comes back to you.
 ;   OUTBOX_TTL            seconds of a lane's lease: after so long another worker takes over from a dead one.
 environment=

@@ -2,11 +2,12 @@
 
 The clock's process calls `sweep` now and then. A staged file's name tells its transaction, and Postgres
 tells what became of that: no age is guessed, so a file goes at once when its transaction was rolled back,
-and stays as long as it takes when its intent waits. What is removed is not needed by anyone, so nothing
+and stays as long as it takes when its intent waits. An upload to S3
+that broke off is a staged file like any other. What is removed is not needed by anyone, so nothing
 needs to be durable: a crash leaves work for the next sweep.
 
-Raises OSError when the store fails, `psycopg.OperationalError` when the database is lost. `conn` should be
-in autocommit mode, or its transaction stays open.
+Raises OSError or `Unavailable` when the store fails, `psycopg.OperationalError` when the database is lost.
+`conn` should be in autocommit mode, or its transaction stays open.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 import psycopg
 
 from outbox import sql
-from outbox.blob import BlobStore, Stage
+from outbox.blob import Stage
 from outbox.failpoint import hit
+from outbox.store import Store
 
 BATCH = 1000
 """Staged files asked about in one statement."""
@@ -48,23 +50,22 @@ class Swept(NamedTuple):
     trash: int = 0
 
 
-def sweep(conn: psycopg.Connection[Any], store: BlobStore, *, log: str, trash_age: float) -> Swept:
+def sweep(conn: psycopg.Connection[Any], store: Store, *, log: str, trash_age: float) -> Swept:
     """Remove what isn't needed of the staged files of `log`, and trash older than `trash_age` seconds.
 
     `log` is the database's identity (`outbox.identity`). Needs a worker's rights.
     """
     counts: Counter[str] = Counter()
-    if (store.directory / "staging").exists():
-        # Listed first, asked afterwards: a file that comes later is the next sweep's.
-        stages = list(store.stages())
-        ours = [stage for stage in stages if stage.log == log]
-        counts["foreign"] += len(stages) - len(ours)
-        for name, fate in _fates(conn, ours):
-            if fate not in REMOVED or store.remove_stage(name):
-                counts[fate] += 1
-                if fate in REMOVED:
-                    hit("sweep.removed")
-        counts["trash"] = store.purge_trash(trash_age)
+    # Listed first, asked afterwards: what comes later is the next sweep's.
+    stages = list(store.stages())
+    ours = [stage for stage in stages if stage.log == log]
+    counts["foreign"] += len(stages) - len(ours)
+    for name, fate in _fates(conn, ours):
+        if fate not in REMOVED or store.remove_stage(name):
+            counts[fate] += 1
+            if fate in REMOVED:
+                hit("sweep.removed")
+    counts["trash"] = store.purge_trash(trash_age)
     return Swept(**counts)
 
 

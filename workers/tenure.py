@@ -62,15 +62,14 @@ class Tenure:
 
         Raises `NotReady` when the database doesn't fit this code.
         """
-        patience = max(PATIENCE_LEAST, PATIENCE_LEASES * self._settings.ttl)
         while not self._stop.is_set():
             conn = None
             try:
-                with connect(self._settings.database, name=self.name, patience=patience) as conn:
+                with connect(self._settings.database, name=self.name, patience=patience(self._settings)) as conn:
                     if self._on(conn, work):
                         return
             except (psycopg.Error, Unreachable) as error:
-                if not _lost(error, conn):
+                if not lost(error, conn):
                     raise
                 self._failures += 1
                 log.warning("%s: the database is lost (%s): trying again", self.name, reason(error))
@@ -114,7 +113,12 @@ class Tenure:
         self._owner = None
 
 
-def _lost(error: Exception, conn: Connection | None) -> bool:
+def patience(settings: Settings) -> float:
+    """Seconds that a worker has patience with its database (`outbox.database.connect`)."""
+    return max(PATIENCE_LEAST, PATIENCE_LEASES * settings.ttl)
+
+
+def lost(error: Exception, conn: Connection | None = None) -> bool:
     """Whether it is the connection that failed. One that the server has ended may report that as an error of any
     kind, such as the time that a transaction was left lying."""
     known = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | Unreachable)

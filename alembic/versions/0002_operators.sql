@@ -70,8 +70,7 @@ begin
       message = 'the note is longer than 1000 characters, or the client than 200',
       hint = 'Write a shorter one.';
   end if;
-  -- From the last to the first: who skips a key's head and what is blocked behind it gives nothing of it a turn.
-  for wanted in select distinct n from unnest(decide.ids) as n where n is not null order by n desc loop
+  for wanted in select distinct n from unnest(decide.ids) as n where n is not null order by n loop
     select p.* into intent from outbox.parked p where p.id = wanted for update skip locked;
     decide.id := wanted;
     decide.target := intent.target;
@@ -100,9 +99,9 @@ begin
         else
           -- What was done stays known. What was refused is tried again; a doubt goes only if it is what was decided.
           settled := case decide.action when 'retry' then array['refused'] else array['refused', 'doubt'] end;
-          delete from outbox.receipt r where r.id = wanted and r.state <> 'closed' and r.evidence - settled = '{}';
+          delete from outbox.receipt r where r.id = wanted and r.state in ('open', 'partial') and r.evidence - settled = '{}';
           update outbox.receipt r set state = 'partial', evidence = r.evidence - settled
-           where r.id = wanted and r.state <> 'closed';
+           where r.id = wanted and r.state in ('open', 'partial');
           -- One that is due stays out of its key's order.
           update outbox.parked p
              set reason = case when p.reason = 'due' then 'due' else 'retry' end,
@@ -157,6 +156,10 @@ begin
   -- An attempt that was recorded and whose worker died: the next owner asks what became of it.
   if intent.reason <> 'in_doubt' and exists (select from outbox.receipt r where r.id = intent.id and r.state = 'open') then
     return 'what became of its last attempt is not known yet: its worker looks into that when it runs; look again';
+  end if;
+  -- In two phases (0003): the effect waits at the participant, and the next try lets it go.
+  if objection.action = 'skip' and exists (select from outbox.receipt r where r.id = intent.id and r.state = 'prepared') then
+    return 'its effect is prepared already, and can only be released: retry it';
   end if;
   return null;
 end $$;

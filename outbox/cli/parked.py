@@ -194,7 +194,7 @@ def _agreed(action: Action, planned: Sequence[dict[str, Any]]) -> bool:
 
 
 def _carry_out(conn: psycopg.Connection[Any], action: Action, ids: Sequence[int], note: str) -> list[Decided]:
-    # From the last to the first, as within each transaction: nothing that is to be skipped has a turn on the way.
+    # From the last to the first: nothing that is to be skipped has its turn between two transactions.
     todo = sorted(set(ids), reverse=True)
     decided: list[Decided] = []
     shows = len(todo) > CHUNK and sys.stderr.isatty()

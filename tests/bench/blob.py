@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from outbox.blob import CHUNK, BlobStore
+from outbox.blob import BlobStore
 from outbox.intent import Intent
 from outbox.participant import APPLIED, LaneView
+from outbox.source import CHUNK
 from tests.bench.figure import Bar, Figure
 from tests.bench.pair import compare
 from tests.bench.site import ROOT, Site
@@ -50,7 +51,7 @@ class Store:
         """Stage, apply, settle: all that application and worker do. → the digest."""
         number = next(self._numbers)
         staged = self.store.stage(source, xid=number, log=_LOG)
-        intent = Intent(number, "blob", "put", staged.digest, json.dumps(self.store.payload(staged)))
+        intent = Intent(number, "blob", "put", staged.digest, json.dumps(staged.payload()))
         outcomes = self._participant.apply([intent], None)
         if outcomes != [APPLIED]:
             raise RuntimeError(f"the blob was not published: {outcomes[0].error}")

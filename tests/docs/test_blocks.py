@@ -92,7 +92,7 @@ class Desk:
     def _command(self, block: Block, command: list[str], **more: str) -> None:
         done = subprocess.run(
             command, cwd=self.home, env=self.environment | more, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
         )  # fmt: skip
         self.printed = done.stdout
         assert done.returncode == 0, f"{block.place} fails:\n{done.stdout}"

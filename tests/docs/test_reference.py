@@ -6,7 +6,7 @@ import argparse
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -15,9 +15,10 @@ import psycopg
 import pytest
 
 import outbox
-from outbox import failpoint, search, status, testing
+from outbox import decision, failpoint, search, status, testing, whereabouts
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
+from outbox.cli.why import document
 from outbox.database import Unreachable
 from outbox.errors import OutboxError
 from outbox.intent import Intent
@@ -46,8 +47,15 @@ def sources() -> list[Path]:
 @pytest.fixture(scope="module")
 def commands() -> dict[str, argparse.ArgumentParser]:
     parser, _ = _parser(None)
-    (choices,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
-    return choices
+    return dict(nested(parser, ""))
+
+
+def nested(parser: argparse.ArgumentParser, before: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Commands, and the commands in them, by their words."""
+    for action in parser._actions:
+        for name, found in action.choices.items() if isinstance(action.choices, dict) else ():
+            yield f"{before}{name}", found
+            yield from nested(found, f"{before}{name} ")
 
 
 def words(text: str) -> list[str]:
@@ -67,6 +75,7 @@ def test_options_that_are_named_exist(commands: dict[str, argparse.ArgumentParse
     known = {option for parser in commands.values() for option in parser._option_string_actions} | {"--version"}
     for page in PAGES:
         for command, rest in re.findall(r"\boutbox ([a-z-]+)([^`\n]*)", read(page)):
+            command = next((c for w in rest.split()[:1] if (c := f"{command} {w}") in commands), command)  # noqa: PLW2901
             if command in commands:
                 for option in re.findall(r"(?<!\S)--[a-z-]+", rest.split("#")[0]):
                     assert option in commands[command]._option_string_actions, f"{page.name}: {command} {option}"
@@ -92,12 +101,44 @@ def test_fields_of_json_are_those_that_are_printed(
     assert "demo" in commands
 
 
+def test_fields_of_what_operators_see_are_those_that_are_printed(
+    admin: psycopg.Connection[Any], operator: psycopg.Connection[Any]
+) -> None:
+    row = admin.execute("select outbox.emit('index', 'put', 'k')").fetchone()
+    assert row is not None
+    admin.execute(
+        "insert into outbox.parked (id, target, slot, key, reason) values (%s, 'index', 1, 'k', 'poison')", row
+    )
+    admin.execute(
+        "insert into outbox.receipt (id, target, slot, state, epoch, evidence) "
+        "values (%s, 'index', 1, 'partial', 1, '[\"a part\"]')",
+        row,
+    )
+    described = {title: [code(r[0]) for r in rows(text)] for title, text in sections(CLI, 2).items()}
+    (parked,) = decision.find(operator, decision.Choice())
+    assert described["outbox parked list"] == list(parked)
+    assert described["outbox parked retry"] == list(decision.decide(operator, "retry", row)[0]._fields)
+    found = whereabouts.find(operator, row[0])
+    shown = document(found, payload=False)
+    table = rows(sections(CLI, 2)["outbox why"])
+    assert [code(r[0]) for r in table][-len(shown) :] == list(shown)
+    for name in ("lane", "receipt"):
+        actual = shown[name]
+        assert isinstance(actual, dict)
+        (text,) = (r[1] for r in table if code(r[0]) == name)
+        assert set(re.findall(r"`(\w+)`", text)) == actual.keys()
+    states = {state for r in table[: -len(shown)] for state in re.findall(r"`(\w+)`", r[0])}
+    assert states == {*get_args(whereabouts.State), *get_args(Reason)}
+
+
 # -------------------------------------------------------------------------------------------- settings
 
 
 def test_each_variable_is_documented_and_no_other() -> None:
     documented = {code(row[0]) for row in rows(read(DOCS / "reference/settings.md")) if row[0].startswith("`OUTBOX_")}
-    used = {word for file in sources() for word in re.findall(r"\bOUTBOX_[A-Z_]+\b", file.read_text(encoding="utf-8"))}
+    used = {
+        word for file in sources() for word in re.findall(r"\bOUTBOX_[A-Z0-9_]+\b", file.read_text(encoding="utf-8"))
+    }
     assert documented == used
 
 
@@ -133,7 +174,7 @@ def test_each_function_is_documented(admin: psycopg.Connection[Any]) -> None:
     found = {
         f"outbox.{name}({', '.join(arguments or [])})"
         for name, arguments in admin.execute(
-            "select proname, proargnames from pg_proc where pronamespace = 'outbox'::regnamespace"
+            "select proname, proargnames[1:pronargs] from pg_proc where pronamespace = 'outbox'::regnamespace"
         )
     }
     assert {code(row[0]) for row in rows(sections(TABLES, 2)["Functions"])} == found
@@ -319,7 +360,7 @@ def check(admin: psycopg.Connection[Any], table: str, column: str) -> set[str]:
 def test_states_of_an_intent_are_those_of_code_and_schema(admin: psycopg.Connection[Any]) -> None:
     reasons = check(admin, "parked", "reason")
     assert set(get_args(Reason)) == reasons
-    assert {verdict.value for verdict in Verdict} == reasons - {"due"} | {"applied"}
+    assert {verdict.value for verdict in Verdict} == reasons - {"due", "skipped"} | {"applied"}
     assert diagram("An intent") == reasons | {"logged", "applied"}
     parked = rows(sections(DOCS / "how-to/parked-intents.md", 2)["See them"])
     assert {code(row[0]) for row in parked} == reasons
@@ -353,7 +394,7 @@ def test_tests_that_are_named_exist() -> None:
 
 def test_each_promise_has_its_section() -> None:
     titles = [title.split(":")[0] for title in sections(DOCS / "explanation/guarantees.md", 2)]
-    assert titles == [f"I{number}" for number in range(1, 13)]
+    assert titles == ["By participant", *(f"I{number}" for number in range(1, 13))]
 
 
 def test_files_that_are_named_exist() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from outbox import migrate
 from outbox.database import connect
 from outbox.errors import NotReady
 from tests.fixtures.pgbouncer import PgBouncer
@@ -86,6 +87,11 @@ def test_pgbouncer_is_recognised_and_a_plain_connection_is_not_taken_for_one(
         assert conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
         assert conn.execute("select current_setting('enable_seqscan')").fetchone() == ("on",)
         assert direct.execute("select current_setting('enable_seqscan')").fetchone() == ("off",)
+
+
+def test_pgbouncer_is_refused_by_migrate_which_holds_a_lock_of_its_session(pgbouncer: PgBouncer, database: str) -> None:
+    with pytest.raises(NotReady, match="a URL that goes past it"):
+        migrate.upgrade(pgbouncer.url("postgres", database))
 
 
 def test_pgbouncer_i5_is_refused_when_commits_would_not_wait_for_the_disk(

@@ -17,14 +17,16 @@ from tests.fixtures.post import Post
 from tests.fixtures.postfix import Postfix, Sink
 from tests.fixtures.site import until
 from workers.evidence import PostfixEvidence
-from workers.smtp import SmtpSession, smtp_target
+from workers.relay import Relay
+from workers.smtp import SmtpSession
 
 pytestmark = pytest.mark.root
 
 SUBMIT = """
 import sys
-from workers.smtp import SmtpSession, smtp_target
-session = SmtpSession(smtp_target(sys.argv[1]), "killed.outbox.test")
+from workers.relay import Relay
+from workers.smtp import SmtpSession
+session = SmtpSession(Relay.read(sys.argv[1]), "killed.outbox.test")
 session.connect()
 session.submit(sys.argv[2], ["ann@sink.test"], sys.stdin.buffer.read())
 """
@@ -66,7 +68,7 @@ def test_evidence_i3_decides_every_doubt_right_when_measured_against_what_was_de
         tokens.append(token)
     # When: Postfix is asked, after the old sessions are over and with a new one
     until(lambda: sessions(relay, "connect") == sessions(relay, "disconnect"), "the old sessions are over")
-    session = SmtpSession(smtp_target(relay.url), "next.outbox.test")
+    session = SmtpSession(Relay.read(relay.url), "next.outbox.test")
     session.connect()
     session.close()
     found = PostfixEvidence(relay.etc).look(dict.fromkeys(tokens, begun))

@@ -24,7 +24,7 @@ from outbox.errors import NotReady, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, LaneView, Verdict
 from tests.fixtures.mail import Mailserver, mail_intent, participant, start_worker
-from tests.fixtures.site import until
+from tests.fixtures.site import LIMIT, until
 from workers.evidence import MaildirEvidence, evidence_for
 from workers.listener import listening_socket
 from workers.maildir import Maildir
@@ -103,7 +103,7 @@ def test_mailserver_replaces_a_dead_socket_and_respects_a_living_one(mailserver:
 def test_mailserver_says_why_it_can_not_start(mailserver: Mailserver) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workers.mailserver", "--maildir", mailserver.maildir, "--listen", "unix:/x/y"],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 2
     assert "another mail server" in done.stderr
@@ -137,7 +137,7 @@ def test_mailserver_listens_on_loopback(tmp_path: Path) -> None:
         assert len(list((tmp_path / "m" / "new").iterdir())) == 1
     finally:
         process.terminate()
-        log = process.communicate(timeout=20)[1]
+        log = process.communicate(timeout=LIMIT)[1]
     assert process.returncode == 0
     assert b"@" not in log
 
@@ -224,7 +224,7 @@ def test_mailserver_finishes_the_message_on_its_way_when_it_is_stopped(mailserve
     assert mailserver.process.poll() is None
     busy.sendall(b" and half\r\n.\r\n")
     assert lines.readline().startswith(b"250 2.0.0")
-    assert mailserver.process.wait(10) == 0
+    assert mailserver.process.wait(LIMIT) == 0
     for file in (lines, busy, idle):
         file.close()
     assert _read(mailserver)[0].endswith(b"half and half\r\n")
@@ -290,9 +290,9 @@ def test_mail_i3_sends_once_when_worker_killed_after_the_dot(mailserver: Mailser
         process = start_worker(
             tmp_path, mailserver.url, mailserver.evidence, epoch, OUTBOX_FAILPOINT=f"mail.submitted:{nth}"
         )
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(LIMIT) == -signal.SIGKILL
         assert mailserver.tokens().total() == sum((1, 3, 2, 5)[:epoch])
-    assert start_worker(tmp_path, mailserver.url, mailserver.evidence, 9).wait(30) == 0
+    assert start_worker(tmp_path, mailserver.url, mailserver.evidence, 9).wait(LIMIT) == 0
     _once(mailserver, intents)
 
 
@@ -309,9 +309,9 @@ def test_mail_i3_sends_once_when_worker_killed_at_random(mailserver: Mailserver,
             time.sleep(0.002)
         time.sleep(seed.uniform(0, 0.04))
         process.kill()
-        kills += process.wait(30) == -signal.SIGKILL
+        kills += process.wait(LIMIT) == -signal.SIGKILL
     assert kills >= 6
-    assert start_worker(tmp_path, mailserver.url, mailserver.evidence, 99).wait(60) == 0
+    assert start_worker(tmp_path, mailserver.url, mailserver.evidence, 99).wait(LIMIT) == 0
     _once(mailserver, intents)
 
 
@@ -329,7 +329,7 @@ def test_mail_i3_sends_once_when_the_server_is_killed_at_random(mailserver: Mail
         mailserver.kill()
         kills += 1
         mailserver.start()
-    assert process.wait(60) == 0
+    assert process.wait(LIMIT) == 0
     assert kills >= 4
     _once(mailserver, intents)
 

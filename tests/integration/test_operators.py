@@ -385,6 +385,20 @@ def test_decision_i3_is_refused_while_the_outcome_of_the_last_attempt_is_not_kno
     assert bench.parked() == {}
 
 
+def test_decision_skip_is_refused_for_an_effect_that_waits_for_its_release(
+    bench: Bench, operator: psycopg.Connection[Any]
+) -> None:
+    sink = Ambivalent()
+    sink.fate["k"] = Outcome(Verdict.RETRY, {"accepted": {"0": "Q1"}}, "not released")
+    number = bench.emit("k", 1)
+    reader = bench.reader(sink=sink, backoff=LATER)
+    bench.drain(reader)
+    bench.admin.execute("update outbox.receipt set state = 'prepared'")
+    assert refusals(operator, "skip", number) == ["its effect is prepared already, and can only be released: retry it"]
+    assert refusals(operator, "retry", number) == [None]
+    assert rows(bench, "select state from outbox.receipt") == [("prepared",)]
+
+
 # -------------------------------------------------------------------------------------------- audit
 
 

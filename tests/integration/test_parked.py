@@ -152,6 +152,9 @@ def test_parked_action_in_many_transactions_when_there_are_many(
     assert bench.parked()["skipped"] == ["bad/1", "bad/1", "bad/2"]
     row = bench.admin.execute("select count(distinct xmin::text), count(*) from outbox.audit").fetchone()
     assert row == (2, 3)
+    # From the last to the first: a worker that looks in between finds nothing whose turn it is.
+    order = [number for (number,) in bench.admin.execute("select intent from outbox.audit order by id")]
+    assert order == [parked["behind"], parked["bad/2"], parked["bad/1"]]
 
 
 def test_parked_says_what_was_not_done_and_why(

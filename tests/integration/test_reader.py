@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
 
 import pytest
 
 from outbox import lane as lanes
 from outbox import receipt
 from outbox.errors import Ambiguous, Fenced, NotThisLog, Permanent, Transient, Unavailable
-from outbox.intent import Intent
-from outbox.participant import APPLIED, Evidence, Outcome, Verdict
+from outbox.participant import Evidence, Outcome, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
 from tests.fixtures.lanes import Bench, Sink, keys
@@ -168,68 +166,6 @@ def test_reader_i6_writes_nothing_when_its_epoch_is_stale(bench: Bench) -> None:
     assert bench.admin.execute("select count(*) from outbox.position where epoch = 1").fetchone() == (0,)
     bench.drain(fresh)
     assert bench.admin.execute("select count(*) from outbox.position where epoch = 2").fetchone() == (1,)
-
-
-def test_reader_i6_makes_no_effect_when_its_lease_may_have_run_out_and_another_has_the_lane(bench: Bench) -> None:
-    # Given: an owner that lost its lane while it looked at nothing but its participant
-    reader = bench.reader()
-    bench.emit("k")
-    bench.clock.step()
-    bench.die()
-    bench.claim()
-
-    # When: it believes in its lease, and when it doesn't
-    assert reader.lane.deadline > 0
-    reader.lane.deadline = 0.0
-    with pytest.raises(Fenced, match="has a new owner"):
-        reader.step()
-
-    # Then: nothing was made, although nothing at the participant would have refused it
-    assert bench.sink.effects == []
-
-
-def test_reader_i10_goes_on_when_its_lease_ran_out_and_nobody_else_wants_the_lane(bench: Bench) -> None:
-    # Given: an owner that was suspended, or whose machine is slow, far beyond its lease
-    reader = bench.reader()
-    bench.emit("k")
-    bench.die()
-    reader.lane.deadline = 0.0
-
-    # When
-    bench.drain(reader)
-
-    # Then: it asked, and has its lease again
-    assert keys(bench.sink.effects) == ["k"]
-    assert bench.admin.execute(
-        "select epoch, lease_until > now() from outbox.lane where target = 'sink'"
-    ).fetchone() == (1, True)
-
-
-def test_reader_i6_participant_can_ask_before_each_effect_whether_the_lane_is_still_its(bench: Bench) -> None:
-    # Given: a participant that is suspended between two effects of one batch, through a takeover
-    class Careful(Sink):
-        def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
-            for intent in batch:
-                self.lane.check()
-                self.effects.append((intent.key, intent.payload))
-                bench.die()
-                bench.claim()
-                reader.lane.deadline = 0.0
-            return [APPLIED] * len(batch)
-
-    sink = Careful()
-    reader = bench.reader(sink=sink)
-    for key in "abc":
-        bench.emit(key)
-    bench.clock.step()
-
-    # When
-    with pytest.raises(Fenced):
-        reader.step()
-
-    # Then: only the effect that it was in the middle of was made
-    assert keys(sink.effects) == ["a"]
-    assert bench.parked() == {}
 
 
 class KillerDied(BaseException):

@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from outbox.participant import Doubt, Evidence, Verdict
-from tests.fixtures.mail import mail_intent, participant
+from tests.fixtures.dot import Proxy
+from tests.fixtures.mail import DOMAIN, mail_intent, participant
 from tests.fixtures.postfix import Postfix
 from tests.fixtures.receipts import ADDRESS, Receipts
-from tests.fixtures.site import LIMIT, until
-from tests.integration.test_postfix import Proxy
+from tests.fixtures.site import LIMIT, Site, until
 from workers.evidence import NoEvidence
 from workers.witness import Witness
 
@@ -141,6 +141,27 @@ def test_receipts_i3_i11_are_once_when_killed_before_the_reply_to_postfix(
     )
     # Then
     assert postmarks(admin, token) == expected
+
+
+def test_work_all_takes_receipts_where_they_are_the_evidence(
+    postfix: Postfix, site: Site, admin: psycopg.Connection[Any]
+) -> None:
+    # Given: a committed mail
+    intent = mail_intent(1)
+    token = intent.payload["token"]
+    admin.execute("select outbox.emit('mail', 'send', 'k', %s)", (intent.body,))
+    flush(postfix)
+    # When: everything runs until there is nothing left to do
+    route = {"OUTBOX_SMTP": postfix.url, "OUTBOX_LMTP": f"unix:{postfix.home / 'lmtp'}"}
+    evidence = {"OUTBOX_MAIL_EVIDENCE": "receipt:receipt@receipts.test", "OUTBOX_MAIL_DOMAIN": DOMAIN}
+    worker = site.start("all", **route, **evidence)
+    # Then: it is sent, and its receipt comes back
+    until(lambda: postmarks(admin, token), "its receipt comes back")
+    until(lambda: site.one("select count(*) from outbox.receipt where state = 'closed'"), "it is recorded")
+    worker.terminate()
+    assert worker.wait(LIMIT) == 0
+    assert site.one("select evidence->>'queue_id' from outbox.receipt") == postmarks(admin, token)[0][1]
+    assert postfix.taken(token) == 1
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -85,11 +85,17 @@ def test_register_i2_i3_refuses_when_intents_may_be_applied(bench: Bench) -> Non
     assert len(layout(bench.admin, "sink")) == 1
 
 
-def test_register_i2_refuses_when_intents_are_parked(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        "outbox.parked (id, target, slot, key, reason) values (%s, 'sink', 1, 'k', 'poison')",
+        "outbox.receipt (id, target, slot, state, epoch) values (%s, 'sink', 1, 'open', 1)",
+    ],
+    ids=["parked", "tried"],
+)
+def test_register_i2_i3_refuses_when_intents_are_parked_or_were_tried(bench: Bench, row: LiteralString) -> None:
     number = bench.emit("k")
-    bench.admin.execute(
-        "insert into outbox.parked (id, target, slot, key, reason) values (%s, 'sink', 1, 'k', 'poison')", (number,)
-    )
+    bench.admin.execute(f"insert into {row}", (number,))
     with pytest.raises(psycopg.DatabaseError, match="parked or were tried"):
         register(bench.admin, "sink", 2)
 

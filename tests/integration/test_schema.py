@@ -128,6 +128,13 @@ RIGHTS = {
     "select * from outbox.audit": {"worker", "operator", "reader"},
     "select * from outbox.receipt": {"worker", "operator", "reader"},
     "select * from outbox.lane": {"worker", "operator", "reader"},
+    "select * from outbox.postmark, outbox.postmark_watch": {"worker", "operator", "reader"},
+    f"insert into outbox.postmark (token, part, queue_id) values ('{'a' * 32}', '', 'q')": set(),
+    f"select outbox.put_postmarks(array['{'a' * 32}'], array[''], 'q')": {"worker"},
+    "delete from outbox.postmark": set(),
+    "update outbox.postmark_watch set seen_at = since": set(),
+    "select outbox.watch_postmarks(true)": {"worker"},
+    "select outbox.forget_postmarks()": {"worker"},
     "create table outbox.mine (n int)": set(),
 }
 

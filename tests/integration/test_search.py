@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from outbox import quiet
 from outbox import search as searching
 from outbox.cli import main
 from outbox.document import document
@@ -239,6 +240,8 @@ def test_index_sees_every_commit_when_it_stays_open(tmp_path: Path) -> None:
 def test_index_runs_the_query_again_when_the_writer_overtakes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Reader and writer are one thread here, which can't wait for itself.
+    monkeypatch.setattr(quiet, "PATIENCE", 0.01)
     participant = IndexParticipant(tmp_path)
     participant.open(LaneView("index", 0, 1, unclean=False))
     chance = random.Random(1)

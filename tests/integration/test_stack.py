@@ -20,6 +20,7 @@ import pytest
 
 from outbox.errors import NotReady, StateVersion
 from outbox.settings import Settings
+from tests.fixtures.site import LIMIT
 from workers import orphan
 from workers.postgres import Postgres
 from workers.stack import Stack
@@ -63,6 +64,13 @@ def settings(stack: Stack) -> Settings:
     return Settings.load(stack.state, env={})
 
 
+def at_work(stack: Stack) -> None:
+    """Wait until each worker owns its lane: one that runs may still be importing."""
+    query = "select bool_and(owner is not null) from outbox.lane where target = any(%s)"
+    with psycopg.connect(stack.postgres.url(database="app"), autocommit=True) as conn:
+        assert until(lambda: conn.execute(query, (list(WORKERS),)).fetchone() == (True,), LIMIT)
+
+
 def test_up_runs_everything_and_says_so_again(stack: Stack) -> None:
     programs = stack.info().programs
     assert set(programs) == {*SERVERS, *WORKERS}
@@ -70,10 +78,7 @@ def test_up_runs_everything_and_says_so_again(stack: Stack) -> None:
     assert stack.up() is False
     with psycopg.connect(settings(stack).database) as conn:
         assert conn.execute("select outbox.emit('index', 'put', 'k', '{}')").fetchone()
-    # The worker of the lane says so in the database: it is connected and at work.
-    with psycopg.connect(stack.postgres.url(database="app")) as conn:
-        names = {row[0] for row in conn.execute("select application_name from pg_stat_activity")}
-    assert any(name.startswith("outbox") for name in names)
+    at_work(stack)
 
 
 def test_state_is_private(stack: Stack) -> None:
@@ -88,7 +93,7 @@ def test_state_is_private(stack: Stack) -> None:
 def test_killed_worker_comes_back(stack: Stack) -> None:
     before = stack.pids()["clock"]
     stack.kill("clock")
-    assert until(lambda: stack.pids().get("clock") not in (None, before), 20)
+    assert until(lambda: stack.pids().get("clock") not in (None, before), LIMIT)
 
 
 def test_crashed_postgres_comes_back_with_what_was_committed(stack: Stack) -> None:
@@ -101,7 +106,7 @@ def test_crashed_postgres_comes_back_with_what_was_committed(stack: Stack) -> No
     with psycopg.connect(settings(stack).database) as conn:
         assert conn.execute("select count(*) >= 1 from kept").fetchone() == (True,)
     # The workers survive it, or are started again.
-    assert until(lambda: set(stack.pids()) == {*SERVERS, *WORKERS}, 20)
+    assert until(lambda: set(stack.pids()) == {*SERVERS, *WORKERS}, LIMIT)
 
 
 def test_down_leaves_nothing_and_up_finds_its_data(stack: Stack) -> None:
@@ -117,6 +122,7 @@ def test_down_leaves_nothing_and_up_finds_its_data(stack: Stack) -> None:
 
 
 def test_workers_drain_on_down(stack: Stack) -> None:
+    at_work(stack)
     stack.down()
     log = (stack.state / "log" / "supervisord.log").read_text(encoding="utf-8")
     last = log[log.rindex("supervisord started") :]
@@ -130,7 +136,7 @@ def test_workers_drain_on_down(stack: Stack) -> None:
 def test_killed_supervisord(stack: Stack, then: str) -> None:
     before = stack.pids()
     os.kill(supervisord(stack), signal.SIGKILL)
-    assert until(lambda: stack.supervisor.phase() == "gone", 10)
+    assert until(lambda: stack.supervisor.phase() == "gone", LIMIT)
     assert stack.postgres.pid() == before["postgres"]
     if then == "up":
         assert stack.up() is True
@@ -165,7 +171,7 @@ def test_killed_up(home: Path, reached: str) -> None:
     """What `up` had made when it was killed is no hindrance to the next one."""
     stack = Stack(home / f"killed-{len(reached)}")
     child = subprocess.Popen([*UP, stack.state], stdout=subprocess.DEVNULL)
-    assert until((stack.state / reached).exists, 30)
+    assert until((stack.state / reached).exists, LIMIT)
     child.kill()
     child.wait()
     assert stack.up() is True
@@ -247,9 +253,9 @@ def test_only_processes_of_the_stack_are_orphans(tmp_path: Path) -> None:
     theirs = subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], "OUTBOX_STATE": str(tmp_path)})
     ours = subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], orphan.MARK: str(tmp_path)})
     try:
-        assert until(lambda: orphan.orphans(tmp_path) == [ours.pid], 5)
+        assert until(lambda: orphan.orphans(tmp_path) == [ours.pid], LIMIT)
         assert orphan.end(tmp_path) is True
-        assert ours.wait(5) == -signal.SIGTERM
+        assert ours.wait(LIMIT) == -signal.SIGTERM
         assert orphan.end(tmp_path) is False
         assert theirs.poll() is None
     finally:
@@ -265,9 +271,9 @@ def test_orphan_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        assert until(lambda: child.pid in orphan.orphans(tmp_path), 5)
+        assert until(lambda: child.pid in orphan.orphans(tmp_path), LIMIT)
         assert orphan.end(tmp_path, patience=0.5) is True
-        assert child.wait(5) == -signal.SIGKILL
+        assert child.wait(LIMIT) == -signal.SIGKILL
     finally:
         child.kill()
         child.wait()

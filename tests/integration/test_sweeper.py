@@ -14,6 +14,7 @@ import pytest
 from outbox.blob import BlobStore, Staged
 from outbox.intent import Intent
 from outbox.participant import LaneView, Verdict
+from outbox.s3 import S3Store
 from workers.blob import BlobParticipant
 from workers.sweeper import BATCH, Swept, sweep
 
@@ -49,7 +50,7 @@ def stage(app: Connection, store: BlobStore, log: str, content: bytes = b"conten
 
 
 def emit(app: Connection, staged: Staged, target: str = "blob", payload: Any = None) -> int:
-    body = json.dumps(payload or BlobStore.payload(staged))
+    body = json.dumps(payload or staged.payload())
     return int(one(app, "select outbox.emit(%s, 'put', %s, %s::jsonb)", target, staged.digest, body))
 
 
@@ -211,7 +212,7 @@ def test_sweeper_keeps_what_a_saga_or_another_participant_names(
     worker: Connection, admin: Connection, app: Connection, store: BlobStore, log: str
 ) -> None:
     deep = stage(app, store, log)
-    emit(app, deep, "mail", {"steps": [1, "two", {"input": BlobStore.payload(deep)}], "stage": 3})
+    emit(app, deep, "mail", {"steps": [1, "two", {"input": deep.payload()}], "stage": 3})
     app.commit()
     other = stage(app, store, log)
     emit(app, other, "mail")
@@ -256,6 +257,27 @@ def test_sweeper_asks_in_batches(
     app.commit()
     assert sweep(worker, store, log=log, trash_age=0) == Swept(unused=BATCH, pending=BATCH + 1)
     assert stages(store) == set(kept)
+
+
+def test_sweeper_s3_keeps_what_a_running_transaction_uploads_and_removes_it_when_that_is_aborted(
+    worker: Connection, app: Connection, s3: S3Store, log: str
+) -> None:
+    # Given: an upload that is not complete, and a staged object, of one transaction; and somebody else's upload
+    xid = int(one(app, "select pg_current_xact_id()::text"))
+    staged = s3.stage(b"content", xid=xid, log=log)
+    key = f"staging/{log}-{xid}-{'0' * 32}"
+    for place in (key, "staging/README"):
+        s3.bucket.client.create_multipart_upload(**s3.bucket.where(place))
+    # When: it runs
+    # Then: both stay
+    assert sweep(worker, s3, log=log, trash_age=3600) == Swept(running=2)
+    assert {stage.name for stage in s3.stages()} == {staged.stage, key.removeprefix("staging/")}
+    # When: it is rolled back
+    app.rollback()
+    # Then: both go, and what isn't ours stays
+    assert sweep(worker, s3, log=log, trash_age=3600) == Swept(aborted=2)
+    assert list(s3.stages()) == []
+    assert [upload.key for upload in s3.bucket.uploads("")] == ["staging/README"]
 
 
 def test_sweeper_purges_old_trash(worker: Connection, store: BlobStore, log: str) -> None:

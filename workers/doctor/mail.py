@@ -14,7 +14,8 @@ from outbox.settings import Settings
 from workers.doctor import Findings
 from workers.evidence import PostfixEvidence, evidence_for
 from workers.hold import HoldQueue
-from workers.smtp import SmtpSession, smtp_target
+from workers.relay import Relay
+from workers.smtp import SmtpSession
 
 _SOUND = (3, 5)
 """The oldest Postfix whose `postqueue -j` and log are as they are read here (tested with 3.7)."""
@@ -26,7 +27,7 @@ _TRACE = 4096
 def mail(settings: Settings) -> Findings:
     """The server, its answers about doubts, and what the chosen mode needs."""
     mode = settings.mail_evidence.partition(":")[0]
-    session = SmtpSession(smtp_target(settings.smtp), "doctor.outbox.invalid", timeout=10.0)
+    session = SmtpSession(Relay.of(settings), "doctor.outbox.invalid", timeout=10.0)
     try:
         session.connect()
         yield "server", True, "answers", ""
@@ -39,12 +40,12 @@ def mail(settings: Settings) -> Findings:
             else:
                 yield from _log(directory)
         else:
-            evidence_for(settings.mail_evidence).check()
-            found = "the Maildir" if mode == "maildir" else "none: each mail's in_doubt decides"
-            yield "evidence", True, found, ""
+            evidence_for(settings.mail_evidence, settings).check()
+            found = {"maildir": "the Maildir", "receipt": "a receipt came back"}.get(mode)
+            yield "evidence", True, found or "none: each mail's in_doubt decides", ""
     finally:
         session.close()
-    if mode in ("postfix", "hold"):
+    if mode in ("postfix", "hold", "receipt"):
         known = not settings.mail_domain.endswith(".invalid")
         yield "domain", known, settings.mail_domain, "set OUTBOX_MAIL_DOMAIN: bounces go there"
 

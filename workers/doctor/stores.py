@@ -1,4 +1,4 @@
-"""What `outbox doctor` asks of the directories of the index and of the blob store."""
+"""What `outbox doctor` asks of the directory of the index, and of the directory or the bucket of the blob store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from outbox.settings import Settings, required
+from outbox.settings import Settings, is_bucket, required
 from workers.doctor import Findings
 
 _ROOM = 1 << 30
@@ -24,8 +24,12 @@ def index(settings: Settings) -> Findings:
 
 
 def blobs(settings: Settings) -> Findings:
-    """A directory that keeps what is written, on one file system with hard links."""
-    store = required(settings.blobs, "OUTBOX_BLOBS")
+    """A directory that keeps what is written, on one file system with hard links; or a bucket."""
+    place = required(settings.blobs, "OUTBOX_BLOBS")
+    if is_bucket(place):
+        yield from _bucket(settings)
+        return
+    store = Path(place)
     yield from _directory(store)
     parts = [store / name for name in ("staging", "objects", "trash")]
     one = len({part.stat().st_dev for part in parts if part.exists()}) <= 1
@@ -46,6 +50,17 @@ def blobs(settings: Settings) -> Findings:
     finally:
         for path in (file, second):
             path.unlink(missing_ok=True)
+
+
+def _bucket(settings: Settings) -> Findings:
+    """What an S3 server really honours, by trying."""
+    from outbox.s3 import S3Store  # noqa: PLC0415 - boto3 is loaded only where it is used
+
+    endpoint = S3Store(str(settings.blobs), settings.s3_endpoint).endpoint()
+    for sentence in endpoint.lacks:
+        yield "S3", False, sentence, "use another server"
+    if not endpoint.lacks:
+        yield "S3", True, "; but ".join(["the bucket keeps blobs", *endpoint.warnings]), ""
 
 
 def _directory(path: Path) -> Findings:
