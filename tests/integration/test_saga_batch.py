@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import RFC_4122
 
 import pytest
 import sqlalchemy as sa
@@ -96,14 +97,16 @@ def test_saga_i2_keeps_results_inputs_and_errors_as_they_are_when_they_look_like
     assert rig.admin.execute("select key from outbox.saga where id = %s", (number,)).fetchone() == (text,)
 
 
-def test_saga_ids_begin_with_the_time_when_there_is_no_key(rig: Rig) -> None:
-    # New ones lie beside each other in the indexes; what is random of them still differs.
+def test_saga_ids_begin_with_the_time_when_there_is_no_key(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a clock, so that this one's steps don't matter
     saga: Saga[dict[str, Any]] = Saga("timed", dict)
     function_step(saga, "a")
-    rig.deploy(saga)
-    ids = [rig.start(saga, {}) for _ in range(3)]
-    with rig.sessions() as session:
-        ids += [saga.start(session, {}) for _ in range(200)]
-    assert [number.int >> 80 for number in ids] == sorted(number.int >> 80 for number in ids)
-    assert len(set(ids)) == 203
-    assert {number.version for number in ids} == {7}
+    with monkeypatch.context() as patch, rig.sessions() as session:
+        ids = []
+        for millisecond in (1_000, 1_001, 2_000):
+            patch.setattr("outbox.saga.definition.time.time_ns", lambda now=millisecond: now * 1_000_000)
+            ids += [saga.start(session, {}) for _ in range(50)]
+    # Then the ids come in its order, so that new ones lie beside each other, and what is random of them differs
+    assert [number.int >> 80 for number in ids] == [1_000] * 50 + [1_001] * 50 + [2_000] * 50
+    assert len(set(ids)) == 150
+    assert {(number.version, number.variant) for number in ids} == {(7, RFC_4122)}
