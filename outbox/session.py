@@ -26,8 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.message import EmailMessage
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -45,7 +44,7 @@ from outbox.log import append_one, append_parameters
 from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
 from outbox.settings import Settings
-from outbox.source import Source
+from outbox.source import Bytes, Source
 from outbox.store import Store, open_store
 
 _OUTBOX = "outbox.outbox"
@@ -145,17 +144,14 @@ class Outbox:
     def signal(
         self, session: Session, saga: UUID, name: str, payload: Any = None, *, accepted: bool = True, who: str = ""
     ) -> None:
-        """Tell a saga what its step `name` waits for, when the session's transaction commits.
-
-        The payload is the step's result. `accepted=False` (an approval that is refused) lets the saga go back. A
-        signal may come before its step; the first one counts. `who` is noted.
-        """
-        told = {"name": name, "payload": payload, "accepted": accepted, "who": who}
-        self.emit(session, "saga", "signal", str(saga), told)
+        """Tell a saga what its step `name` waits for, when the session's transaction commits. The payload is the step's
+        result; `accepted=False` (an approval that is refused) lets the saga go back. The first signal counts."""
+        self.emit(
+            session, "saga", "signal", str(saga), {"name": name, "payload": payload, "accepted": accepted, "who": who}
+        )
 
     def cancel(self, session: Session, saga: UUID, reason: str, *, who: str = "") -> None:
-        """Ask a saga to go back, when the session's transaction commits. Once its pivot is done it is too late: that is
-        noted, and shown by `outbox saga show`."""
+        """Ask a saga to go back, when the session's transaction commits. Refused once its pivot is done."""
         self.emit(session, "saga", "cancel", str(saga), {"reason": reason, "who": who})
 
     # ------------------------------------------------------------------------------------------- events
@@ -322,7 +318,7 @@ class BlobVerbs:
     def put(
         self,
         session: Session,
-        source: str | Path | bytes | BinaryIO,
+        source: Bytes,
         *,
         size: int | None = None,
         name: str = "",
@@ -334,15 +330,21 @@ class BlobVerbs:
         commit decides whether they are published. Small ones travel in the intent (OUTBOX_BLOB_INLINE). `size`,
         if given, must be right. Raises `BlobRefused`.
         """
-        made: Staged | Inline
+        made = self._made(session, source, size)
+        self._outbox.emit(session, "blob", "put", made.digest, made.payload(name=name, type=type))
+        return Blob(made.digest, made.size)
+
+    def stage(self, session: Session, source: Bytes, *, size: int | None = None, name: str = "") -> dict[str, Any]:
+        """Store a file's bytes for a saga to publish, as `put` without its intent. → JSON for the saga's input, which a
+        step gives to `run.blobs.put`. They stay until the saga has ended."""
+        return dict(self._made(session, source, size).payload(name=name))
+
+    def _made(self, session: Session, source: Bytes, size: int | None) -> Staged | Inline:
         with Source(source, size=size) as content:
             small = content.whole(self._outbox.settings.blob_inline)
             if small is not None:
-                made = Inline(content.digest, content.size, small)
-            else:
-                made = self.store.stage(content, xid=self._xid(session), log=self._identity(session))
-        self._outbox.emit(session, "blob", "put", made.digest, made.payload(name=name, type=type))
-        return Blob(made.digest, made.size)
+                return Inline(content.digest, content.size, small)
+            return self.store.stage(content, xid=self._xid(session), log=self._identity(session))
 
     def delete(self, session: Session, digest: str) -> None:
         """Remove a blob. Others may name the same content: that is for the application to know."""

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import BinaryIO, Self
 
 from outbox.errors import BlobRefused
@@ -102,6 +103,9 @@ class Source:
         self.expected = found.st_size
         return os.fdopen(file, "rb", buffering=0, closefd=False)
 
+
+#: A path, the bytes themselves, or a binary file open for reading.
+Bytes = str | Path | bytes | BinaryIO
 
 Readable = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Source
 

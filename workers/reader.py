@@ -366,7 +366,6 @@ class Reader:
             parked.remove(self.conn, [r.id for r in reports])
             self._reporter.send(reports)
         self._blocked = parked.keys(self.conn, self.lane)
-        self._blocked = parked.keys(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:
         with self.conn.transaction():

@@ -5,11 +5,11 @@
 --     aborted   it was rolled back
 --     unused    it committed without an intent that names the file (a savepoint was rolled back)
 --     pending   its intent is not done: its lane is not past it, or it is parked, or it names the file deep
---               inside its payload, like the input of a saga
+--               inside its payload, like the input of a saga that has not ended
 --     done      every intent that names it is behind every lane, and none of them is parked
 --   All of it in one snapshot: a transaction that commits meanwhile counts as running. A transaction too old
 --   for pg_xact_status is taken as committed, so that its intents decide.
--- Locks: none. Tables: outbox.log, outbox.parked, pg_locks (read); by outbox.reached the lanes and ticks.
+-- Locks: none. Tables: outbox.log, outbox.parked, outbox.saga, pg_locks (read); by outbox.reached the lanes and ticks.
 -- Called by: workers.sweeper.
 with stage as materialized (
   select name, xid from unnest(%(name)s::text[], %(xid)s::xid8[]) as s (name, xid)
@@ -27,13 +27,17 @@ with stage as materialized (
 ), mention as materialized (
   -- Every staged file that an intent of these transactions names. A step of its own, so that a transaction of
   -- a million intents is read once and not once for each of its files.
-  select e.xid, l.id, l.target, found.stage #>> '{}' as name, l.payload ->> 'stage' as top
+  select e.xid, l.id, l.target, l.key, found.stage #>> '{}' as name, l.payload ->> 'stage' as top
     from ended e
-   cross join lateral (select id, target, payload from outbox.log where xid = e.xid) as l
+   cross join lateral (select id, target, key, payload from outbox.log where xid = e.xid) as l
    cross join lateral jsonb_path_query(l.payload, 'strict $.**.stage') as found (stage)
    where e.status = 'committed'
 ), named as materialized (
-  select m.xid, m.id, m.target, m.name, m.top is distinct from m.name as deep
+  select m.xid, m.id, m.target, m.name,
+         -- A saga that has ended has published it, or never will.
+         m.top is distinct from m.name
+         and not (m.target = 'saga' and exists (select from outbox.saga g
+                                                 where g.id::text = m.key and g.ended_at is not null)) as deep
     from mention m join stage s on s.name = m.name and s.xid = m.xid
 ), passed as materialized (
   select xid, target, outbox.reached(xid, target) as reached from (select distinct xid, target from named) as n

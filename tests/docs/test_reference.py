@@ -232,6 +232,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.index.put": IndexVerbs.put,
     "outbox.index.delete": IndexVerbs.delete,
     "outbox.blobs.put": BlobVerbs.put,
+    "outbox.blobs.stage": BlobVerbs.stage,
     "outbox.blobs.delete": BlobVerbs.delete,
     "outbox.mail.send": MailVerbs.send,
     "outbox.emit": Outbox.emit,

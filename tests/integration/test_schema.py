@@ -136,6 +136,16 @@ RIGHTS = {
     "select outbox.watch_postmarks(true)": {"worker"},
     "select outbox.forget_postmarks()": {"worker"},
     "create table outbox.mine (n int)": set(),
+    # Only the engine (outbox_saga) changes sagas: a participant's worker tells it what became of an intent.
+    "select outbox.saga_report('{}', '{}', '{}')": {"worker"},
+    "select outbox.saga_state('00000000-0000-0000-0000-000000000001')": {"app", "worker", "operator", "reader"},
+    "select * from outbox.saga": {"worker", "operator", "reader"},
+    "update outbox.saga set decision = 'commit'": set(),
+    "delete from outbox.saga_step": set(),
+    "insert into outbox.saga_void (id) values (1)": set(),
+    "delete from outbox.saga_void": set(),
+    "insert into outbox.saga_timer select * from outbox.saga_timer": set(),
+    "delete from outbox.saga_event": set(),
 }
 
 
