@@ -1,4 +1,4 @@
-"""`outbox demo`: write a folder of real files while workers are killed, and check that nothing got lost."""
+"""`outbox demo`: write a folder of real files while workers are killed, and check that nothing is lost or half done."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _drain(stack: Stack, progress: Progress, bar: object, nemesis: Nemesis, last
 
 
 def _behind(settings: Settings, last: Token | None) -> int | None:
-    """Intents that are neither applied nor parked for an operator, and sagas under way; None while the database is away."""
+    """Intents neither applied nor parked for an operator, and sagas under way; None while the database is away."""
     try:
         with connect(settings.database, name="demo") as conn:
             picture = status.read(conn)

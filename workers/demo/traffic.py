@@ -1,8 +1,9 @@
 """The demonstration's application: an ordinary one, that uses the outbox like any other would.
 
 For each file one ORM transaction writes a row, its blob and its document; for each folder that is done one
-transaction writes its row and starts the saga that publishes it. Every 20th is rolled back on purpose. When the database goes away,
-the application does what it should: asks whether its last transaction committed, and if not does it again.
+transaction writes its row and starts the saga that publishes it. Every 20th is rolled back on purpose. When the
+database goes away, the application does what it should: asks whether its last transaction committed, and if not does
+it again.
 """
 
 from __future__ import annotations
