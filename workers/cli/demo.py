@@ -35,7 +35,7 @@ HELP = "write real files through the outbox while workers are killed, and check 
 COUNT = 1500
 """Files by default: less than half a minute on two cores."""
 
-KILL_WHILE_DRAINING = 10.0
+KILL_WHILE_DRAINING = 5.0
 """Seconds that the killing goes on after the last commit."""
 
 DRAIN_LIMIT = 300.0
