@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ from workers import orphan, supervisor
 from workers.postgres import DATABASE, Postgres, sockets_for
 from workers.statedir import Say, StateDirectory, until
 from workers.supervisor import CONTROL_SOCKET, MAIL_SOCKET, SERVERS, State, Supervisor
+
+_NOT_PASSED_ON = ("OUTBOX_DATABASE", "OUTBOX_SAGA_DATABASE", "PYTHONWARNINGS")
 
 _START = 60.0
 _DRAIN = 40.0  # more than the workers' stopwaitsecs
@@ -56,11 +59,13 @@ def _silent(_line: str) -> None:
 class Stack:
     """The embedded stack of one state directory."""
 
-    def __init__(self, state: str | Path) -> None:
+    def __init__(self, state: str | Path, environment: Mapping[str, str] = os.environ) -> None:
+        """`environment` is what supervisord and its programs get, but for the database: that is the stack's own."""
         # The real path: the stack of a directory is one, under whatever name.
         self.state = Path(os.path.realpath(state))
         self.sockets = sockets_for(self.state)
         self.directory = StateDirectory(self.state)
+        self.environment = environment
         self.supervisor = Supervisor(self.sockets / CONTROL_SOCKET)
 
     @cached_property
@@ -170,7 +175,7 @@ class Stack:
     def _environment(self) -> dict[str, str]:
         # The stack's workers drain the stack's own log, also when the shell points applications elsewhere. A shell that
         # makes warnings errors means its own programs: supervisord would end each connection with one.
-        own = {name: value for name, value in os.environ.items() if name not in ("OUTBOX_DATABASE", "PYTHONWARNINGS")}
+        own = {name: value for name, value in self.environment.items() if name not in _NOT_PASSED_ON}
         # supervisord runs in the state directory: what is relative to this one's would be lost.
         absolute = {name: os.path.abspath(own[name]) for name in ("OUTBOX_INDEX", "OUTBOX_BLOBS") if own.get(name)}
         return own | absolute | {"OUTBOX_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}

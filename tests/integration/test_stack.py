@@ -183,9 +183,10 @@ def test_killed_up(home: Path, reached: str) -> None:
 def test_database_of_the_shell_is_not_the_stacks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line that `up` prints for applications must not turn the workers to another database, as another user."""
     monkeypatch.setenv("OUTBOX_DATABASE", "postgresql://app@/elsewhere")
+    monkeypatch.setenv("OUTBOX_SAGA_DATABASE", "postgresql://saga@/elsewhere")
     monkeypatch.setenv("OUTBOX_INDEX", "relative")
     environment = Stack(home / "none")._environment()
-    assert "OUTBOX_DATABASE" not in environment
+    assert not {"OUTBOX_DATABASE", "OUTBOX_SAGA_DATABASE"} & environment.keys()
     assert environment["OUTBOX_INDEX"] == str(Path.cwd() / "relative")
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from outbox.errors import NotReady
 from workers.stack import Stack
 
-VICTIMS = ("clock", "index", "blob", "mail")
+VICTIMS = ("clock", "index", "blob", "mail", "saga")
 
 
 class Nemesis:

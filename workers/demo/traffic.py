@@ -1,24 +1,30 @@
 """The demonstration's application: an ordinary one, that uses the outbox like any other would.
 
 For each file one ORM transaction writes a row, its blob and its document; for each folder that is done one
-transaction writes its row and sends a mail. Every 20th is rolled back on purpose. When the database goes away,
-the application does what it should: asks whether its last transaction committed, and if not does it again.
+transaction writes its row and starts the saga that publishes it. Every 20th is rolled back on purpose. When the
+database goes away, the application does what it should: asks whether its last transaction committed, and if not does
+it again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Outbox, Settings, Token
 from outbox.blob import Blob
 from outbox.errors import BlobRefused
+from workers.demo.model import Base, File, Folder
+from workers.demo.publish import Listing, publish, refused
 
 ROLLBACK_EVERY = 20
 """Each so-many-th transaction is rolled back on purpose."""
@@ -28,23 +34,6 @@ TEXT_LIMIT = 40_000
 
 PATIENCE = 60.0
 """Seconds that the application waits for a database that was stopped."""
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class File(Base):
-    __tablename__ = "demo_file"
-    path: Mapped[str] = mapped_column(primary_key=True)
-    digest: Mapped[str]
-    size: Mapped[int] = mapped_column(sa.BigInteger)
-
-
-class Folder(Base):
-    __tablename__ = "demo_folder"
-    path: Mapped[str] = mapped_column(primary_key=True)
-    files: Mapped[int]
 
 
 class OnPurpose(Exception):
@@ -57,12 +46,26 @@ class Expected:
 
     documents: set[str] = field(default_factory=set)
     blobs: set[str] = field(default_factory=set)
-    mails: set[str] = field(default_factory=set)
+    #: Folders whose saga was started; what is to be found of one depends on whether it is refused.
+    folders: list[Listing] = field(default_factory=list)
     committed: int = 0
     rolled_back: int = 0
     #: Files that could not be read, and so were never written.
     skipped: int = 0
     last: Token | None = None
+
+    @property
+    def published(self) -> list[Listing]:
+        """Folders that are not refused."""
+        return [folder for folder in self.folders if not refused(folder.path)]
+
+
+class Written(NamedTuple):
+    """What a transaction leaves at the participants if it commits."""
+
+    document: str | None = None
+    blob: str | None = None
+    folder: Listing | None = None
 
 
 def files(path: Path, count: int | None) -> list[Path]:
@@ -102,28 +105,28 @@ class Traffic:
         """Write all files; `done` is called after each."""
         Base.metadata.drop_all(self.engine)
         Base.metadata.create_all(self.engine)
-        in_folder = 0
+        names: list[str] = []
         for file, following in zip(self.chosen, [*self.chosen[1:], None], strict=True):
             if stopped():
                 return
             try:
-                in_folder += self._transact(lambda session, file=file: self._file(session, file))  # type: ignore[misc]
+                if self._transact(partial(self._file, file=file)):
+                    names.append(_name(file.name))
             except BlobRefused:
                 self.expected.skipped += 1
             if following is None or following.parent != file.parent:
-                folder = _name(file.parent.relative_to(self.root))
-                self._transact(lambda session, f=folder, n=in_folder: self._folder(session, f, n))  # type: ignore[misc]
-                in_folder = 0
+                self._transact(partial(self._folder, path=_name(file.parent.relative_to(self.root)), names=names))
+                names = []
             done()
 
-    def _transact(self, work: Callable[[Session], tuple[set[str], set[str], set[str]]]) -> bool:
+    def _transact(self, work: Callable[[Session], Written]) -> bool:
         """One transaction, again after a lost database. → whether it committed; False if rolled back on purpose."""
         self._number += 1
         on_purpose = self._number % ROLLBACK_EVERY == 0
         deadline = time.monotonic() + PATIENCE
         while True:
             session = self.sessions()
-            written: tuple[set[str], set[str], set[str]] = (set(), set(), set())
+            written = Written()
             try:
                 with session, session.begin():
                     written = work(session)
@@ -142,9 +145,11 @@ class Traffic:
                 if not self._committed(self.outbox.token(session), deadline):
                     continue
             self.expected.committed += 1
-            self.expected.documents |= written[0]
-            self.expected.blobs |= written[1]
-            self.expected.mails |= written[2]
+            if written.document and written.blob:
+                self.expected.documents.add(written.document)
+                self.expected.blobs.add(written.blob)
+            if written.folder:
+                self.expected.folders.append(written.folder)
             self.expected.last = self.outbox.token(session)
             return True
 
@@ -163,10 +168,11 @@ class Traffic:
         time.sleep(0.1)
         return False
 
-    def _file(self, session: Session, file: Path) -> tuple[set[str], set[str], set[str]]:
-        key = _name(file.relative_to(self.root))
+    def _file(self, session: Session, file: Path) -> Written:
+        path = _name(file.relative_to(self.root))
+        key = f"file/{path}"
         blob: Blob = self.outbox.blobs.put(session, file, name=_name(file.name))
-        session.add(File(path=key, digest=blob.digest, size=blob.size))
+        session.add(File(path=path, digest=blob.digest, size=blob.size))
         with file.open("rb") as content:
             text = content.read(TEXT_LIMIT).decode("utf-8", "replace")
         self.outbox.index.put(
@@ -177,18 +183,14 @@ class Traffic:
             keywords={"folder": _name(file.parent.relative_to(self.root))},
             data={"digest": blob.digest, "size": blob.size},
         )
-        return {key}, {blob.digest}, set()
+        return Written(key, blob.digest)
 
-    def _folder(self, session: Session, folder: str, count: int) -> tuple[set[str], set[str], set[str]]:
-        session.add(Folder(path=folder, files=count))
-        identity = self.outbox.mail.send(
-            session,
-            sender="demo@outbox.example",
-            to="you@outbox.example",
-            subject=f"{count} files are complete",
-            text=f"The folder {folder} is complete.\n",
-        )
-        return set(), set(), {identity}
+    def _folder(self, session: Session, path: str, names: list[str]) -> Written:
+        session.add(Folder(path=path, files=len(names)))
+        manifest = json.dumps({"folder": path, "files": names}).encode()
+        folder = Listing(path, len(names), self.outbox.blobs.stage(session, manifest, name="manifest.json"))
+        publish.start(session, folder, key=path)
+        return Written(folder=folder)
 
 
 def _name(path: str | Path) -> str:
