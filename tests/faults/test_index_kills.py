@@ -31,7 +31,7 @@ KEYS = 150
 def traffic(url: str, seed: int, stop: threading.Event) -> None:
     """Transactions of puts and deletes of few keys, so that the same ones come again and again.
 
-    Each writer has keys of its own: nothing else would order the intents of one key (in an application, its row's lock).
+    Each writer has keys of its own: nothing else would order the intents of one key, as its row's lock does elsewhere.
     """
     dice = random.Random(seed)
     with psycopg.connect(url) as conn:
