@@ -1,0 +1,424 @@
+"""Sagas, model-based: hypothesis drives a real engine and a real reader on a real Postgres, step by step, and kills them.
+
+The truth is kept outside of the sagas' tables: what the sink was made to do (it keeps its own position, as an index
+does), and a table of what function steps did. Run by tests/integration and, for longer, by tests/faults.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from sqlalchemy.orm import Session
+
+import workers.engine
+import workers.reader
+from outbox import Saga
+from outbox.errors import Permanent
+from outbox.intent import Intent
+from outbox.participant import APPLIED, Outcome, Verdict
+from outbox.position import Position
+from outbox.retry import Backoff
+from outbox.saga.plan import Retry
+from tests.fixtures.lanes import Sink
+from tests.fixtures.sagas import Rig
+from workers.reader import Unavailable
+
+FATES = ("applied", "retry", "poison", "doubt: happened", "doubt: did not")
+#: Where the engine is killed, and where the sink's worker is.
+ENGINE_GAPS = ("saga.written", "saga.committed", "reader.applied", "reader.recorded", "parked.taken")
+SINK_GAPS = ("reader.aside", "reader.applied", "reader.recorded", "parked.taken", "parked.applied", "parked.recorded")
+ROUNDS = 60
+"""Rounds of a minute each within which everything ends once nothing fails any more (I10)."""
+
+
+class Killed(BaseException):
+    """The process is gone: nothing of it runs any more."""
+
+
+class Deed(NamedTuple):
+    """An effect of a step."""
+
+    saga: str
+    step: str
+    undo: bool
+
+
+class Truth(Sink):
+    """A sink that is idempotent by intent, as participants are, and whose effects and position survive its worker."""
+
+    keeps_position = True
+
+    def __init__(self, fates: dict[str, str]) -> None:
+        super().__init__()
+        self.fates = fates
+        self.down = False
+        #: intent → what it did, in the order in which it happened.
+        self.deeds: dict[int, Deed] = {}
+
+    def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
+        if self.down and batch:
+            raise Unavailable("the sink is down")
+        outcomes: list[Outcome] = []
+        failed: set[str] = set()
+        for intent in batch:
+            fate = self.fates.get(intent.key, "applied")
+            if intent.key in failed:
+                outcomes.append(Outcome(Verdict.BLOCKED))
+                continue
+            if fate in ("applied", "doubt: happened"):
+                self.deeds.setdefault(intent.id, Deed(*intent.payload))
+            outcomes.append(
+                {
+                    "applied": APPLIED,
+                    "retry": Outcome(Verdict.RETRY, error="not now"),
+                    "poison": Outcome(Verdict.POISON, error="never"),
+                }.get(fate, Outcome(Verdict.IN_DOUBT, error="nobody knows"))
+            )
+            if fate != "applied":
+                failed.add(intent.key)
+        if position is not None and not failed:
+            self.own = position
+        return outcomes
+
+
+class Site(Rig):
+    """A rig whose sagas, and what fails of them, are the model's."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        with self.sessions.begin() as session:
+            session.execute(sa.text("create table deed (n bigserial, saga text, step text, undo boolean)"))
+        self.fates: dict[str, str] = {}
+        #: Functions, and functions that make intents: step → the exception that it raises.
+        self.broken: dict[str, Exception] = {}
+        self.armed = ""
+        self.reached: Counter[str] = Counter()
+        self.sink = Truth(self.fates)
+        self.sagas = self._define()
+        self.deploy(*self.sagas.values())
+
+    def sinker_made(self) -> None:
+        """Have a worker of the sink, whose retries take a while."""
+        if self._sink is None:
+            self._sink = self.reader(backoff=Backoff(first=20.0, limit=20.0, attempts=4))
+
+    def hit(self, name: str) -> None:
+        """What a failpoint does here."""
+        if name == self.armed:
+            self.reached[name] += 1
+            raise Killed
+
+    def later(self, seconds: float) -> None:
+        assert self.engine  # its connection is told the time too
+        super().later(seconds)
+
+    def tell_time(self) -> None:
+        """A worker that has come up asks the same clock as everybody."""
+        self.later(0)
+
+    # ------------------------------------------------------------------------------------------ the sagas
+
+    def _intent(self, saga: Saga[Any], name: str, **options: Any) -> None:
+        def make(undo: bool) -> Callable[[Any], Any]:
+            def maker(run: Any) -> Any:
+                if name in self.broken and not undo:
+                    raise self.broken[name]
+                return run.emit("sink", "put", name, [str(run.id), name, undo])
+
+            return maker
+
+        step = saga.intent(name=name, **options)(make(False))
+        if options.get("kind", "compensatable") == "compensatable":
+            step.undo(make(True))
+
+    def _function(self, saga: Saga[Any], name: str, **options: Any) -> None:
+        def make(undo: bool) -> Callable[[Session, Any], None]:
+            def function(session: Session, run: Any) -> None:
+                values = {"saga": str(run.id), "step": name, "undo": undo}
+                session.execute(sa.text("insert into deed (saga, step, undo) values (:saga, :step, :undo)"), values)
+                if name in self.broken:
+                    raise self.broken[name]
+
+            return function
+
+        step = saga.function(name=name, **options)(make(False))
+        if options.get("kind", "compensatable") == "compensatable":
+            step.undo(make(True))
+
+    def _define(self) -> dict[str, Saga[Any]]:
+        def lock(value: dict[str, Any]) -> list[str]:
+            return [value["lock"]]
+
+        row: Saga[Any] = Saga("row", dict)
+        self._intent(row, "a")
+        self._function(row, "f", retry=Retry(attempts=3, first=20.0))
+        self._intent(row, "p", kind="pivot")
+        self._intent(row, "r", kind="retriable", retry=Retry(attempts=3, first=20.0))
+        diamond: Saga[Any] = Saga("diamond", dict)
+        self._intent(diamond, "a", after=())
+        self._intent(diamond, "b", after="a", timeout=900.0)
+        self._function(diamond, "f", after="a")
+        self._intent(diamond, "c", after=("b", "f"))
+        asks: Saga[Any] = Saga("asks", dict)
+        self._intent(asks, "a")
+        asks.signal("go", timeout=120.0)
+        self._function(asks, "p-f", kind="pivot")
+        self._function(asks, "r-f", kind="retriable")
+        locked: Saga[Any] = Saga("locked", dict, locks=lock, lock_timeout=120.0)
+        self._intent(locked, "a")
+        locked.delay("sleep", 30.0)
+        self._function(locked, "f")
+        kid: Saga[Any] = Saga("kid", dict, locks=lock, lock_timeout=120.0)
+        self._intent(kid, "b")
+        self._function(kid, "f")
+        family: Saga[Any] = Saga("family", dict)
+        self._intent(family, "a")
+        step = family.child(kid, name="sub")(lambda run: run.input)
+
+        @step.undo
+        def unsub(session: Session, run: Any) -> None:
+            values = {"saga": str(run.id)}
+            session.execute(sa.text("insert into deed (saga, step, undo) values (:saga, 'sub', true)"), values)
+
+        self._intent(family, "c")
+        return {saga.name: saga for saga in (row, diamond, asks, locked, kid, family)}
+
+    def deeds(self) -> list[Deed]:
+        """Everything that was done. Of one step, in order."""
+        rows = self.admin.execute("select saga, step, undo from deed order by n").fetchall()
+        return [*self.sink.deeds.values(), *(Deed(*row) for row in rows)]  # type: ignore[attr-defined]
+
+
+class Sagas(RuleBasedStateMachine):
+    """Sagas are started, signalled, cancelled and helped; workers step, fail, die and come back."""
+
+    site: Site
+
+    def __init__(self) -> None:
+        super().__init__()
+        site = self.site
+        site.fates.clear()
+        site.broken.clear()
+        site.armed = ""
+        self.started: list[UUID] = []
+        self.ended: dict[str, str] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Of a run before, which may have failed half-way."""
+        site = self.site
+        if site._engine is not None:
+            site.kill_engine()
+        if site._sink is not None:
+            site.kill_sink()
+        site.admin.execute("set session_replication_role = replica")
+        old = site.sink
+        site.sink = Truth(site.fates)
+        site.sink.own = old.own
+        for _ in range(2):
+            site.admin.execute(
+                "delete from outbox.saga; delete from outbox.saga_step; delete from outbox.saga_timer; "
+                "delete from outbox.saga_lock; delete from outbox.saga_event; delete from outbox.parked; "
+                "update outbox.lane set deaths = 0, suspect = null"
+            )
+            site.sinker_made()
+            site.settle()
+        site.admin.execute("delete from deed; delete from outbox.saga; set session_replication_role = origin")
+        site.sink.deeds.clear()  # type: ignore[attr-defined]
+
+    # ---------------------------------------------------------------------------------------- what goes on
+
+    @rule(
+        name=st.sampled_from(("row", "diamond", "asks", "locked", "family")),
+        key=st.sampled_from((None, None, "one")),
+        lock=st.sampled_from(("x", "y")),
+    )
+    def start(self, name: str, key: str | None, lock: str) -> None:
+        if len(self.started) < 8:
+            made = f"{id(self)}:{key}" if key else None
+            self.started.append(self.site.start(self.site.sagas[name], {"lock": lock}, key=made))
+
+    @rule()
+    def tick(self) -> None:
+        self.site.clock.step()
+
+    @rule(gap=st.sampled_from((None, None, None, *ENGINE_GAPS)), steps=st.integers(1, 3))
+    def engine(self, gap: str | None, steps: int) -> None:
+        for _ in range(steps):
+            self.site.clock.step()
+            self._step("engine", gap)
+
+    @rule(gap=st.sampled_from((None, None, None, *SINK_GAPS)), steps=st.integers(1, 3))
+    def sink(self, gap: str | None, steps: int) -> None:
+        for _ in range(steps):
+            self.site.clock.step()
+            self._step("sink", gap)
+
+    def _step(self, who: str, gap: str | None) -> None:
+        site = self.site
+        site.sinker_made()
+        reader = site.engine if who == "engine" else site.sinker
+        site.tell_time()
+        reader.decided()
+        site.armed = gap or ""
+        try:
+            reader.step()
+        except Unavailable:
+            assert site.sink.down  # type: ignore[attr-defined]
+        except Killed:
+            if who == "engine":
+                site.kill_engine()
+            else:
+                site.kill_sink()
+        finally:
+            site.armed = ""
+
+    @rule(step=st.sampled_from("abcpr"), fate=st.sampled_from(FATES))
+    def fate(self, step: str, fate: str) -> None:
+        self.site.fates[step] = fate
+
+    @rule(down=st.booleans())
+    def outage(self, down: bool) -> None:
+        self.site.sink.down = down  # type: ignore[attr-defined]
+
+    @rule(step=st.sampled_from(("a", "b", "f", "p-f", "r-f")), how=st.sampled_from(("works", "for now", "for good")))
+    def code(self, step: str, how: str) -> None:
+        self.site.broken.pop(step, None)
+        if how != "works":
+            self.site.broken[step] = ValueError("later") if how == "for now" else Permanent("never")
+
+    @rule(seconds=st.sampled_from((25.0, 130.0, 1000.0)))
+    def time(self, seconds: float) -> None:
+        self.site.later(seconds)
+
+    @rule(which=st.integers(0, 7), accepted=st.booleans())
+    def signal(self, which: int, accepted: bool) -> None:
+        if self.started:
+            self.site.signal(self.started[which % len(self.started)], "go", accepted=accepted)
+
+    @rule(which=st.integers(0, 7))
+    def cancel(self, which: int) -> None:
+        if self.started:
+            self.site.cancel(self.started[which % len(self.started)])
+
+    @rule(how=st.sampled_from(("retry", "skip")))
+    def operator(self, how: str) -> None:
+        """One who looks at what is parked for a retry, and at what is in doubt."""
+        self.site.admin.execute(
+            "select outbox.decide(%s, array(select id from outbox.parked where reason = 'retry' and target = 'sink'))",
+            (how,),
+        )
+        self.resolve()
+
+    @rule()
+    def resolve(self) -> None:
+        """An operator finds out how it was, and says so."""
+        site = self.site
+        doubts = site.admin.execute("select id from outbox.parked where reason = 'in_doubt'").fetchall()
+        for (number,) in doubts:
+            word = "applied" if number in site.sink.deeds else "not_applied"  # type: ignore[attr-defined]
+            site.admin.execute("select outbox.decide(%s, array[%s::bigint])", (word, number))
+        deeds = Counter(site.deeds())
+        stuck = site.admin.execute(
+            "select s.id::text, t.step, s.decision, t.intent from outbox.saga s "
+            "join outbox.saga_step t on t.saga = s.id where t.state = 'stuck'"
+        ).fetchall()
+        for saga, step, decision, _ in stuck:
+            # Nobody knows of a pivot; anything else is tried again.
+            happened = deeds[Deed(saga, step, decision == "abort")] > 0
+            more = {"step": step, "happened": happened} if decision == "open" else {"step": step}
+            site.ask(UUID(saga), "resolve" if decision == "open" else "retry", **more)
+
+    # -------------------------------------------------------------------------------------------- what holds
+
+    @invariant()
+    def either_or(self) -> None:
+        """An ended saga is one or the other, and stays so (I3, I7)."""
+        site = self.site
+        rows = site.admin.execute("select id::text, state, reason, name from outbox.saga").fetchall()
+        deeds = site.deeds()
+        for saga, state, reason, name in rows:
+            assert self.ended.setdefault(saga, state) == state if state in ("completed", "compensated") else (
+                saga not in self.ended
+            ), f"{name} was {self.ended[saga]}, and is {state}"
+            if state == "stuck":
+                assert reason, "a stuck saga says why"
+            if saga in self.ended:
+                mine = [deed for deed in deeds if deed.saga == saga]
+                self._consistent(saga, state, [(deed.step, deed.undo) for deed in mine])
+
+    def _consistent(self, saga: str, state: str, deeds: list[tuple[str, bool]]) -> None:
+        site = self.site
+        steps = site.steps(UUID(saga))
+        unknown = {
+            row[0] for row in site.admin.execute(
+                "select step from outbox.saga_event where saga = %s and what = 'unknown'", (saga,)
+            )
+        }  # fmt: skip
+        for step, is_in in steps.items():
+            mine = [undo for one, undo in deeds if one == step]
+            about = f"{step} of a {state} saga is {is_in}: {mine}"
+            assert mine.count(False) <= 1 or step in unknown, f"once: {about}"
+            if step in ("go", "sleep", "sub"):
+                continue
+            if state == "completed":
+                assert True not in mine, f"nothing is undone: {about}"
+                assert is_in == "done", about
+                assert mine, f"everything is done: {about}"
+            else:
+                assert step not in ("p", "r", "p-f", "r-f") or not mine, f"never beyond the pivot: {about}"
+                assert not mine or mine[-1], f"undone, and not done after that: {about}"
+                assert is_in in ("undone", "failed", "skipped"), about
+
+    def teardown(self) -> None:
+        """Nothing fails any more: everything ends, and nothing is left (I2, I10)."""
+        site = self.site
+        site.fates.clear()
+        site.broken.clear()
+        site.sink.down = False  # type: ignore[attr-defined]
+        for _ in range(ROUNDS):
+            site.sinker_made()
+            site.tell_time()
+            for reader in (site.engine, site.sinker):
+                reader.decided()
+            site.settle()
+            self.resolve()
+            site.later(60)
+            if not self._open():
+                break
+        assert not self._open(), f"these never end: {self._open()}"
+        # What was set before rings in vain.
+        site.later(10_000)
+        site.settle()
+        self.either_or()
+        assert set(map(str, self.started)) <= set(self.ended), "a saga that was started is not there"
+        for table in ("saga_lock", "saga_timer"):
+            assert site.admin.execute(f"select count(*) from outbox.{table}").fetchone() == (0,), table
+        left = site.admin.execute("select id, reason, error from outbox.parked where reason <> 'skipped'").fetchall()
+        assert not left, f"parked: {left}"
+
+    def _open(self) -> list[Any]:
+        return self.site.admin.execute(
+            "select s.name, s.state, s.reason, (select json_agg(array[t.step, t.state, t.intent::text] order by place) "
+            "from outbox.saga_step t where t.saga = s.id) from outbox.saga s where s.ended_at is null"
+        ).fetchall()
+
+
+@contextmanager
+def machine(*given: Any) -> Iterator[type[Sagas]]:
+    """The machine for a database; `.site.reached` counts the deaths."""
+    site = Site(*given)
+    hits = workers.reader.hit, workers.engine.hit
+    workers.reader.hit = workers.engine.hit = site.hit
+    try:
+        yield type("Machine", (Sagas,), {"site": site})
+    finally:
+        workers.reader.hit, workers.engine.hit = hits
+        site.close()
