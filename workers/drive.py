@@ -284,17 +284,20 @@ class Drive:
         return uuid5(record.id, f"{n}:{one.round}:{one.tries}")
 
     def _recall(self, record: Record, n: int) -> states.Event | None:
-        """Call back what is in flight. What was not even appended yet is void at once."""
+        """Call back what is in flight. What is not appended (yet) is void at once: nobody else would answer."""
         mine = [a for a in self._appends if a.record is record and a.step == n]
         if mine:
             self._appends.remove(mine[0])
+        intent = record.intents[n]
+        if mine or intent is None:
             one = record.state.steps[n]
-            return states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
+            void = states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
+            return void if one.state is StepState.RECALLED else None
         if record.definition.plan.nodes[n].act is Act.CHILD:
             child = record.results[n]["saga"]
             asked = {"reason": record.state.reason or "its parent goes back", "who": "its parent"}
             self._appends.append(_Append(Intent.make("saga", "cancel", child, asked)))
-        elif (intent := record.intents[n]) is not None:
+        else:
             record.recalled.append(intent)
         return None
 

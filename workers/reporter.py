@@ -92,7 +92,10 @@ class Reporter:
             if held:
                 with self._conn.transaction():
                     self._lane.fence(self._conn)
-                    known = report.void(self._conn, held) | parked.which(self._conn, held)
+                    # What was recalled since it was applied waits for an answer. If it was sorted out as void, that
+                    # was reported first, and the engine takes the first answer.
+                    void = report.void(self._conn, held) - report.recalled(self._conn, held)
+                    known = void | parked.which(self._conn, held)
                     self.send([Report(number, "applied") for number in held if number not in known])
             if len(page) < PAGE:
                 return

@@ -42,6 +42,11 @@ def void(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
     return {row[0] for row in conn.execute(sql.load("saga_void"), {"ids": list(ids)})}
 
 
+def recalled(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
+    """Which of these the engine has recalled, and waits for an answer about."""
+    return {row[0] for row in conn.execute(sql.load("saga_recalled"), {"ids": list(ids)})}
+
+
 def hurry(conn: psycopg.Connection[Any], lane: Lane) -> None:
     """Give parked intents that were recalled their turn: their saga waits for the answer."""
     conn.execute(

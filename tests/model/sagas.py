@@ -1,4 +1,4 @@
-"""Sagas, model-based: hypothesis drives a real engine and a real reader on a real Postgres, step by step, and kills them.
+"""Sagas, model-based: hypothesis drives a real engine and a real reader on a real Postgres, and kills them.
 
 The truth is kept outside of the sagas' tables: what the sink was made to do (it keeps its own position, as an index
 does), and a table of what function steps did. Run by tests/integration and, for longer, by tests/faults.
@@ -14,7 +14,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy.orm import Session
 
 import workers.engine
@@ -34,6 +34,7 @@ FATES = ("applied", "retry", "poison", "doubt: happened", "doubt: did not")
 #: Where the engine is killed, and where the sink's worker is.
 ENGINE_GAPS = ("saga.written", "saga.committed", "reader.applied", "reader.recorded", "parked.taken")
 SINK_GAPS = ("reader.aside", "reader.applied", "reader.recorded", "parked.taken", "parked.applied", "parked.recorded")
+NAMES = st.sampled_from(("row", "diamond", "asks", "locked", "family"))
 ROUNDS = 60
 """Rounds of a minute each within which everything ends once nothing fails any more (I10)."""
 
@@ -235,8 +236,13 @@ class Sagas(RuleBasedStateMachine):
 
     # ---------------------------------------------------------------------------------------- what goes on
 
+    @initialize(names=st.lists(NAMES, min_size=2, max_size=5), lock=st.sampled_from(("x", "y")))
+    def begin(self, names: list[str], lock: str) -> None:
+        for name in names:
+            self.start(name, None, lock)
+
     @rule(
-        name=st.sampled_from(("row", "diamond", "asks", "locked", "family")),
+        name=NAMES,
         key=st.sampled_from((None, None, "one")),
         lock=st.sampled_from(("x", "y")),
     )
@@ -249,19 +255,44 @@ class Sagas(RuleBasedStateMachine):
     def tick(self) -> None:
         self.site.clock.step()
 
-    @rule(gap=st.sampled_from((None, None, None, *ENGINE_GAPS)), steps=st.integers(1, 3))
-    def engine(self, gap: str | None, steps: int) -> None:
-        for _ in range(steps):
-            self.site.clock.step()
-            self._step("engine", gap)
+    @rule(rounds=st.integers(1, 4))
+    def work(self, rounds: int) -> None:
+        for _ in range(rounds):
+            for who in ("engine", "sink"):
+                self.site.clock.step()
+                self._step(who, None)
 
-    @rule(gap=st.sampled_from((None, None, None, *SINK_GAPS)), steps=st.integers(1, 3))
-    def sink(self, gap: str | None, steps: int) -> None:
-        for _ in range(steps):
-            self.site.clock.step()
-            self._step("sink", gap)
+    @rule()
+    def engine(self) -> None:
+        self.site.clock.step()
+        self._step("engine", None)
 
-    def _step(self, who: str, gap: str | None) -> None:
+    @rule()
+    def sink(self) -> None:
+        self.site.clock.step()
+        self._step("sink", None)
+
+    @rule(gap=st.sampled_from(ENGINE_GAPS))
+    def kill_engine(self, gap: str) -> None:
+        self._kill("engine", gap)
+
+    @rule(gap=st.sampled_from(SINK_GAPS), fates=st.dictionaries(st.sampled_from("abcpr"), st.sampled_from(FATES)))
+    def kill_sink(self, gap: str, fates: dict[str, str]) -> None:
+        self.site.fates.update(fates)
+        self._kill("sink", gap)
+
+    def _kill(self, who: str, gap: str) -> None:
+        """Go on until one dies there."""
+        for _ in range(4):
+            self.site.clock.step()
+            if self._step(who, gap):
+                return
+            self._step("sink" if who == "engine" else "engine", None)
+            if gap.startswith("parked"):
+                self.site.later(25)
+
+    def _step(self, who: str, gap: str | None) -> bool:
+        """Have one do a piece of work. → whether it died of it."""
         site = self.site
         site.sinker_made()
         reader = site.engine if who == "engine" else site.sinker
@@ -277,12 +308,20 @@ class Sagas(RuleBasedStateMachine):
                 site.kill_engine()
             else:
                 site.kill_sink()
+            return True
         finally:
             site.armed = ""
+        return False
 
     @rule(step=st.sampled_from("abcpr"), fate=st.sampled_from(FATES))
     def fate(self, step: str, fate: str) -> None:
         self.site.fates[step] = fate
+
+    @rule()
+    def calm(self) -> None:
+        self.site.fates.clear()
+        self.site.broken.clear()
+        self.site.sink.down = False  # type: ignore[attr-defined]
 
     @rule(down=st.booleans())
     def outage(self, down: bool) -> None:
