@@ -120,10 +120,6 @@ class Site(Rig):
         assert self.engine  # its connection is told the time too
         super().later(seconds)
 
-    def tell_time(self) -> None:
-        """A worker that has come up asks the same clock as everybody."""
-        self.later(0)
-
     # ------------------------------------------------------------------------------------------ the sagas
 
     def _intent(self, saga: Saga[Any], name: str, **options: Any) -> None:
@@ -262,24 +258,26 @@ class Sagas(RuleBasedStateMachine):
                 self.site.clock.step()
                 self._step(who, None)
 
-    @rule()
-    def engine(self) -> None:
+    @rule(who=st.sampled_from(("engine", "sink")))
+    def alone(self, who: str) -> None:
         self.site.clock.step()
-        self._step("engine", None)
+        self._step(who, None)
 
-    @rule()
-    def sink(self) -> None:
-        self.site.clock.step()
-        self._step("sink", None)
-
-    @rule(gap=st.sampled_from(ENGINE_GAPS))
-    def kill_engine(self, gap: str) -> None:
-        self._kill("engine", gap)
-
-    @rule(gap=st.sampled_from(SINK_GAPS), fates=st.dictionaries(st.sampled_from("abcpr"), st.sampled_from(FATES)))
-    def kill_sink(self, gap: str, fates: dict[str, str]) -> None:
-        self.site.fates.update(fates)
-        self._kill("sink", gap)
+    @rule(
+        death=st.sampled_from([*(("engine", gap) for gap in ENGINE_GAPS), *(("sink", gap) for gap in SINK_GAPS)]),
+        fates=st.dictionaries(st.sampled_from("abcpr"), st.sampled_from(FATES)),
+        cancelled=st.booleans(),
+    )
+    def kill(self, death: tuple[str, str], fates: dict[str, str], cancelled: bool) -> None:
+        who, gap = death
+        if who == "sink":
+            self.site.fates.update(dict.fromkeys("abcpr", "retry") if gap.startswith("parked") else fates)
+        self._kill(who, gap)
+        if cancelled:
+            # Before anybody has come up again.
+            for saga in self.started:
+                self.site.cancel(saga)
+            self._step("sink" if who == "engine" else "engine", None)
 
     def _kill(self, who: str, gap: str) -> None:
         """Go on until one dies there."""
@@ -295,8 +293,9 @@ class Sagas(RuleBasedStateMachine):
         """Have one do a piece of work. → whether it died of it."""
         site = self.site
         site.sinker_made()
+        if site._engine is None:
+            site.later(0)  # its connection is new
         reader = site.engine if who == "engine" else site.sinker
-        site.tell_time()
         reader.decided()
         site.armed = gap or ""
         try:
@@ -313,9 +312,9 @@ class Sagas(RuleBasedStateMachine):
             site.armed = ""
         return False
 
-    @rule(step=st.sampled_from("abcpr"), fate=st.sampled_from(FATES))
-    def fate(self, step: str, fate: str) -> None:
-        self.site.fates[step] = fate
+    @rule(fates=st.dictionaries(st.sampled_from("abcpr"), st.sampled_from(FATES), min_size=1))
+    def trouble(self, fates: dict[str, str]) -> None:
+        self.site.fates.update(fates)
 
     @rule()
     def calm(self) -> None:
@@ -327,11 +326,12 @@ class Sagas(RuleBasedStateMachine):
     def outage(self, down: bool) -> None:
         self.site.sink.down = down  # type: ignore[attr-defined]
 
-    @rule(step=st.sampled_from(("a", "b", "f", "p-f", "r-f")), how=st.sampled_from(("works", "for now", "for good")))
-    def code(self, step: str, how: str) -> None:
-        self.site.broken.pop(step, None)
-        if how != "works":
-            self.site.broken[step] = ValueError("later") if how == "for now" else Permanent("never")
+    @rule(
+        steps=st.sets(st.sampled_from(("a", "b", "f", "p-f", "r-f")), min_size=1),
+        error=st.sampled_from((ValueError("later"), ValueError("later"), Permanent("never"))),
+    )
+    def bug(self, steps: set[str], error: Exception) -> None:
+        self.site.broken.update(dict.fromkeys(steps, error))
 
     @rule(seconds=st.sampled_from((25.0, 130.0, 1000.0)))
     def time(self, seconds: float) -> None:
@@ -342,10 +342,10 @@ class Sagas(RuleBasedStateMachine):
         if self.started:
             self.site.signal(self.started[which % len(self.started)], "go", accepted=accepted)
 
-    @rule(which=st.integers(0, 7))
-    def cancel(self, which: int) -> None:
-        if self.started:
-            self.site.cancel(self.started[which % len(self.started)])
+    @rule(which=st.sets(st.integers(0, 7), min_size=1))
+    def cancel(self, which: set[int]) -> None:
+        for saga in {self.started[n % len(self.started)] for n in which}:
+            self.site.cancel(saga)
 
     @rule(how=st.sampled_from(("retry", "skip")))
     def operator(self, how: str) -> None:
@@ -424,7 +424,7 @@ class Sagas(RuleBasedStateMachine):
         site.sink.down = False  # type: ignore[attr-defined]
         for _ in range(ROUNDS):
             site.sinker_made()
-            site.tell_time()
+            site.later(0)
             for reader in (site.engine, site.sinker):
                 reader.decided()
             site.settle()
