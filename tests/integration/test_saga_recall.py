@@ -78,7 +78,7 @@ def test_saga_i7_is_undone_when_a_step_was_applied_and_its_worker_died_and_it_wa
     def die(*_: Any) -> None:
         raise Died
 
-    rig.sinker._record = die  # type: ignore[method-assign]
+    rig.sinker._record = die  # type: ignore[method-assign, assignment]
     rig.clock.step()
     with pytest.raises(Died):
         for _ in range(50):

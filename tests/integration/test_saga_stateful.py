@@ -1,4 +1,4 @@
-"""Sagas under every mishap that hypothesis thinks of: each comes out completed or compensated (tests/model/sagas.py)."""
+"""Sagas under every mishap that hypothesis thinks of: each ends completed or compensated (tests/model/sagas.py)."""
 
 from __future__ import annotations
 
