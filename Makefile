@@ -89,8 +89,10 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	"$$uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --all-extras --group dev --override "$$override" --no-emit-package $(NAME) \
 	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock && \
-	! grep -nE '://|file:|^-' requirements.lock
+	"$$uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --custom-compile-command "make lock" tests/bench/dbos.in -o tests/bench/dbos.lock && \
+	! grep -nE '://|file:|^-' requirements.lock tests/bench/dbos.lock
 
 clean: ## remove what make made; a state directory .outbox stays
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,6 +33,8 @@ class Status:
     parked: list[dict[str, Any]]
     #: pid, prepared, seconds, state, application_name
     holders: list[dict[str, Any]]
+    #: state, count, oldest_seconds (of sagas that have not ended)
+    sagas: list[dict[str, Any]]
 
     def warnings(self) -> list[str]:
         """What a person should look at, each with what to do."""
@@ -51,6 +53,11 @@ class Status:
                 found.append(f"lane {name} waits: {lane['reason']}")
             elif lane["behind"] and not lane["owned"]:
                 found.append(f"lane {name} is behind and nobody drains it: run its worker (`outbox work`)")
+        found += [
+            f"{saga['count']} sagas are stuck: see `outbox saga list --in stuck`"
+            for saga in self.sagas
+            if saga["state"] == "stuck"
+        ]
         if self.log["room_until"] - self.log["last_id"] < 2_000_000:
             found.append("the log is running out of partitions: run `outbox work clock`, which makes them")
         return found
@@ -77,4 +84,5 @@ def _read(conn: psycopg.Connection[Any]) -> Status:
             lanes=cursor.execute(sql.load("status_lanes"), {"limit": COUNT_LIMIT}).fetchall(),
             parked=cursor.execute(sql.load("status_parked")).fetchall(),
             holders=cursor.execute(sql.load("status_holders")).fetchall(),
+            sagas=cursor.execute(sql.load("status_sagas")).fetchall(),
         )

@@ -9,6 +9,7 @@ of a step is armed with its action, or neither is.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -90,7 +91,9 @@ class Drive:
             if saga is None:
                 raise Permanent("the key is not a saga's id: use the one that start() returned")  # noqa: TRY301
             if intent.action == "start":
-                return APPLIED if found else self._start(saga, intent, intent.payload)
+                return (
+                    self._start(saga, intent, intent.payload) if found is None else self._again(found, intent.payload)
+                )
             if found is not None:
                 self._event(found, intent, intent.payload)
             elif intent.action not in ("outcome", "timer", "granted"):
@@ -122,12 +125,22 @@ class Drive:
             self._pump(record, event)
         return APPLIED
 
+    @staticmethod
+    def _again(record: Record, payload: dict[str, Any]) -> Outcome:
+        """A start with the key of a saga that is there already, or a start that is read again."""
+        if json.loads(record.body) != payload["input"]:
+            record.notes.append(Note(None, "started again", "with another input, which does not count"))
+            record.touched = True
+        return APPLIED
+
     def _lock(self, record: Record) -> states.Event | None:
         """Ask for the saga's locks. → what follows at once; None: it waits."""
         definition = record.definition
         assert definition.locks is not None  # noqa: S101 - the caller looked
         try:
-            names = sorted(set(definition.locks(self._work.given(record).input)))
+            names = self._work.locks(record)
+        except Permanent as error:
+            return states.Cancelled(str(error))
         except Exception as error:  # noqa: BLE001 - the application's function
             return states.Cancelled(f"its locks could not be named ({type(error).__name__})")
         # Its row comes first: locks refer to it.
@@ -171,6 +184,7 @@ class Drive:
             record.notes.append(Note(node.name, verdict.value, error))
         elif one.state is StepState.RECALLED:
             record.notes.append(Note(node.name, "late success"))
+            record.kept.append(payload["intent"])
         self._pump(record, states.Outcome(n, one.round, one.tries, verdict, error))
 
     def _timer(self, record: Record, payload: dict[str, Any]) -> None:
@@ -284,12 +298,13 @@ class Drive:
         return uuid5(record.id, f"{n}:{one.round}:{one.tries}")
 
     def _recall(self, record: Record, n: int) -> states.Event | None:
-        """Call back what is in flight. What is not appended (yet) is void at once: nobody else would answer."""
+        """Call back what is in flight. What was not even appended yet is void at once."""
         mine = [a for a in self._appends if a.record is record and a.step == n]
         if mine:
             self._appends.remove(mine[0])
         intent = record.intents[n]
         if mine or intent is None:
+            # Not appended yet, or between two tries of the function that makes it.
             one = record.state.steps[n]
             void = states.Outcome(n, one.round, one.tries, states.Verdict.VOID)
             return void if one.state is StepState.RECALLED else None

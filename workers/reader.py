@@ -79,7 +79,7 @@ class Reader:
         self.participant = participant
         self.backoff = backoff or Backoff()
         self._attempts = Attempts(conn, lane, participant)
-        self._reporter = Reporter(conn, lane)
+        self._reporter = Reporter(conn, lane, participant)
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
@@ -89,6 +89,8 @@ class Reader:
         self._blocked_at = 0.0
         self._blocked: set[str] = set()
         self._skipped: set[int] = set()
+        #: The newest tick that an owner before can have read.
+        self._doubtful: tick.Tick | None = None
         self._applied = 0
 
     # ------------------------------------------------------------------------------------ open and close
@@ -105,6 +107,8 @@ class Reader:
             remedy = getattr(self.participant, "remedy", tick.REMEDY)
             stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
             self._reporter.ahead(self._written, stand)
+        else:
+            self._doubtful = tick.latest(self.conn)
         self._move(stand)
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
@@ -158,7 +162,9 @@ class Reader:
         """One page of the current batch."""
         position = self.position
         if not position.upto:
-            self._end = tick.latest(self.conn)
+            if self._doubtful is not None and position.tick >= self._doubtful.id:
+                self._doubtful = None
+            self._end = self._doubtful or tick.latest(self.conn)
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(self.conn, position.upto)
         end = self._end
@@ -231,7 +237,7 @@ class Reader:
         alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
-        void = self._reporter.void(batch)
+        void, untold = self._reporter.void(batch, None if self._doubtful else ())
         out = self._skipped | void
         if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
             return batch, [], []
@@ -251,7 +257,7 @@ class Reader:
             else:
                 ready.append(intent)
         aside, reports = self._reporter.deadly(batch, aside)
-        return ready, aside, reports + [Report(number, "void") for number in sorted(void)]
+        return ready, aside, reports + [Report(number, "void") for number in sorted(untold)]
 
     def _record(self, batch: Sequence[Intent], outcomes: Sequence[Outcome], after: Position) -> None:
         """Store what became of a batch, and the position behind it, in one transaction."""
@@ -307,8 +313,10 @@ class Reader:
             return False
         hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
-        if void := self._reporter.void(batch):
-            self._reporter.withdraw(void)
+        # Taken before, and no outcome: its owner may have died of success.
+        void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
+        if void:
+            self._reporter.withdraw(void, untold)
             self._blocked = parked.keys(self.conn, self.lane)
             batch = [intent for intent in batch if intent.id not in void]
         if deadly := [
@@ -353,6 +361,7 @@ class Reader:
             self.lane.fence(self.conn)
             parked.promote(self.conn, self.lane)
             report.hurry(self.conn, self.lane)
+            self._reporter.unblock()
         hit("parked.promoted")
         self._blocked = parked.keys(self.conn, self.lane)
         self._skipped = parked.skipped(self.conn, self.lane)
@@ -365,7 +374,6 @@ class Reader:
                 parked.put(self.conn, parkings)
             parked.remove(self.conn, [r.id for r in reports])
             self._reporter.send(reports)
-        self._blocked = parked.keys(self.conn, self.lane)
         self._blocked = parked.keys(self.conn, self.lane)
 
     def _put(self, parkings: Sequence[Parking]) -> None:

@@ -6,7 +6,7 @@ that records the same for the lane. Intents of sagas are never parked as poison:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -16,7 +16,7 @@ from outbox import log, parked, tick
 from outbox.intent import Intent
 from outbox.lane import Lane
 from outbox.parked import Parking
-from outbox.participant import Outcome, Verdict
+from outbox.participant import Outcome, Participant, Verdict
 from outbox.position import Position
 from outbox.saga import report
 from outbox.saga.report import Report
@@ -30,15 +30,26 @@ _SAGA = attrgetter("saga")
 class Reporter:
     """The reports of one owner of a lane."""
 
-    def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
+    def __init__(self, conn: psycopg.Connection[Any], lane: Lane, participant: Participant) -> None:
         self._conn = conn
         self._lane = lane
+        self._participant = participant
 
-    def void(self, batch: Sequence[Intent]) -> set[int]:
-        """Those of `batch` that must not be applied: recalled by their saga, or given up before."""
+    def void(self, batch: Sequence[Intent], doubtful: Collection[int] | None = ()) -> tuple[set[int], set[int]]:
+        """Those of `batch` that must not be applied, and of these those whose saga is to be told.
+
+        `doubtful`: those that an owner before may have applied without saying so; None: all. They are applied (again)
+        although they are recalled: only then is it known, and their saga undoes them. Of a participant whose attempts
+        are recorded, its receipts tell instead.
+        """
         if not any(map(_SAGA, batch)):
-            return set()
-        return report.void(self._conn, [intent.id for intent in batch if intent.saga is not None])
+            return set(), set()
+        void = report.void(self._conn, [intent.id for intent in batch if intent.saga is not None])
+        untold = {number for number, answered in void.items() if not answered}
+        if untold and self._participant.records_attempts:
+            doubtful = report.tried(self._conn, sorted(untold))
+        maybe = untold if doubtful is None else untold.intersection(doubtful)
+        return set(void) - maybe, untold - maybe
 
     def judge(
         self, batch: Sequence[Intent], outcomes: Sequence[Outcome], parkings: Sequence[Parking]
@@ -70,12 +81,18 @@ class Reporter:
             parked.promote(self._conn, self._lane)
         return freed
 
-    def withdraw(self, void: set[int]) -> None:
+    def unblock(self) -> None:
+        """Withdraw recalled intents that wait behind another one of their key, in the caller's transaction."""
+        if void := report.blocked(self._conn, self._lane):
+            parked.remove(self._conn, sorted(void))
+            self.send([Report(number, "void") for number in sorted(void)])
+
+    def withdraw(self, void: set[int], told: set[int]) -> None:
         """Take recalled intents out of the parking place, and say so: durable when it returns."""
         with self._conn.transaction():
             self._lane.fence(self._conn)
             parked.remove(self._conn, sorted(void))
-            self.send([Report(number, "void") for number in sorted(void)])
+            self.send([Report(number, "void") for number in sorted(told)])
 
     def ahead(self, recorded: Position, own: Position) -> None:
         """Report what the participant holds already and nobody has recorded, because its owner died just before."""
@@ -92,10 +109,9 @@ class Reporter:
             if held:
                 with self._conn.transaction():
                     self._lane.fence(self._conn)
-                    # What was recalled since it was applied waits for an answer. If it was sorted out as void, that
-                    # was reported first, and the engine takes the first answer.
-                    void = report.void(self._conn, held) - report.recalled(self._conn, held)
-                    known = void | parked.which(self._conn, held)
+                    # One that is void and not answered was recalled too late.
+                    void = report.void(self._conn, held)
+                    known = {number for number in void if void[number]} | parked.which(self._conn, held)
                     self.send([Report(number, "applied") for number in held if number not in known])
             if len(page) < PAGE:
                 return

@@ -28,6 +28,7 @@ from outbox.settings import Settings
 logger = logging.getLogger("outbox.saga")
 
 _USED = "outbox.saga.used"
+_ENDS = "outbox.saga.ends"
 
 _CHECK = """
 savepoint outbox_check;
@@ -37,6 +38,10 @@ release savepoint outbox_check
 """
 # What would fail at the engine's COMMIT must fail here, where it takes nobody else along. The rollback gives the
 # constraints back the mode that they had; they are checked once more at the COMMIT.
+
+
+LOCK_LIMIT = 512
+"""Bytes of a lock's name; the schema checks it."""
 
 
 class Came(NamedTuple):
@@ -57,6 +62,9 @@ class Stepwork:
         self._sessions = sessionmaker(connection, class_=StepSession, join_transaction_mode="create_savepoint")
         Outbox(self._sessions, settings)
         event.listen(self._sessions, "after_begin", _note_use)
+        event.listen(self._sessions, "before_commit", _refuse_commit)
+        self._connection = connection
+        self._targets: set[str] = set()
         self._unused: Session | None = None
         self._index, self._blobs, self._mail = IndexMaker(), BlobMaker(), MailMaker(settings.mail_domain)
 
@@ -97,11 +105,33 @@ class Stepwork:
         assert function is not None  # noqa: S101 - as above
         try:
             made = function(self.given(record))
+            if not isinstance(made, Action) or not isinstance(made.intent, Intent):
+                raise Permanent(f"step {step.name!r} returned no intent: return what a maker of run made")  # noqa: TRY301
+            payload_text(made.result)
+            self._check_target(made.intent.target)
         except Exception as error:  # noqa: BLE001 - as above
             return _judge(error, record, step)
-        if not isinstance(made, Action) or not isinstance(made.intent, Intent):
-            return Came(Verdict.FAILED, error=f"step {step.name!r} returned no intent: return what a maker of run made")
         return Came(Verdict.APPLIED, made)
+
+    def locks(self, record: Record) -> list[str]:
+        """The names that this saga locks, in order. Raises `Permanent`, or what the application's function does."""
+        named = record.definition.locks
+        names = () if named is None else named(self.given(record).input)
+        if isinstance(names, str):
+            raise Permanent("locks= returned one text: return a list of names")
+        found = sorted(set(names))
+        for name in found:
+            if not isinstance(name, str) or not 0 < len(name.encode()) <= LOCK_LIMIT or "\x00" in name:
+                raise Permanent(f"locks= returned what is no name: use text of 1 to {LOCK_LIMIT} bytes without NUL")
+        return found
+
+    def _check_target(self, target: str) -> None:
+        """Nobody would ever read an intent for a participant that isn't there, and its saga would wait for ever."""
+        if target not in self._targets:
+            rows = self._connection.exec_driver_sql("select target from outbox.participant")
+            self._targets = {row[0] for row in rows}
+        if target not in self._targets:
+            raise Permanent(f"there is no participant {target!r}: correct the name, or see `outbox register`")
 
     def payload(self, record: Record, step: Step) -> Came:
         """The payload that starts a child, as the result of APPLIED."""
@@ -117,10 +147,16 @@ def _note_use(session: Session, _transaction: SessionTransaction, _connection: s
     session.info[_USED] = True
 
 
+def _refuse_commit(session: Session) -> None:
+    if not session.in_nested_transaction() and not session.info.get(_ENDS):
+        raise Permanent("a step's function may not commit: what it wrote is committed with the step's outcome")
+
+
 def _commit(session: Session) -> None:
     if not session.in_transaction():
         return  # the function has ended it by itself
     session.flush()
+    session.info[_ENDS] = True
     if not session.info.get(_USED):
         session.commit()
         return
@@ -146,4 +182,6 @@ def _judge(error: Exception, record: Record, step: Step) -> Came:
             "saga %s: step %s raised %s at %s:%s",
             record.id, step.name, type(error).__name__, frame.filename, frame.lineno,
         )  # fmt: skip
+    # Postgres stores neither NUL nor lone surrogates, and the engine's whole batch would fail with them.
+    text = text.replace("\x00", "?").encode("utf-8", "replace").decode()
     return Came(Verdict.FAILED if isinstance(error, Permanent) else Verdict.AGAIN, error=text)

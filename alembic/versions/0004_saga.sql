@@ -116,6 +116,8 @@ create index saga_timer_due on outbox.saga_timer (due);
 -- a participant that is rebuilt from the log doesn't apply them either.
 create table outbox.saga_void (
   id bigint      primary key,
+  -- Whether its worker has said so: until then it may be applied already, by an owner that died of it.
+  answered boolean not null default false,
   at timestamptz not null default outbox.now()
 );
 
@@ -150,11 +152,11 @@ create index saga_lock_saga on outbox.saga_lock (saga);
 create function outbox.saga_report(ids bigint[], verdicts text[], errors text[]) returns void
 language sql security definer set search_path = pg_catalog, pg_temp
 as $$
-  insert into outbox.saga_void (id)
-    select r.id from unnest(ids, verdicts) as r (id, verdict)
+  insert into outbox.saga_void (id, answered)
+    select r.id, true from unnest(ids, verdicts) as r (id, verdict)
       join outbox.log l on l.id = r.id
      where l.saga is not null and r.verdict <> 'applied'
-    on conflict do nothing;
+    on conflict (id) do update set answered = true;
   insert into outbox.log (target, action, key, payload)
     select 'saga', 'outcome', l.saga::text,
            jsonb_build_object('intent', l.id, 'verdict', r.verdict, 'error', left(r.error, 500))
@@ -247,5 +249,7 @@ grant execute on function outbox.saga_report(bigint[], text[], text[]) to outbox
 
 grant insert, update, delete on outbox.saga, outbox.saga_step, outbox.saga_timer, outbox.saga_lock to outbox_saga;
 grant insert on outbox.saga_void, outbox.saga_event, outbox.saga_plan to outbox_saga;
+-- What was recalled and is done all the same.
+grant delete on outbox.saga_void to outbox_saga;
 
 reset role;

@@ -70,6 +70,9 @@ def render(status: Status) -> str:
     if status.parked:
         rows = [(p["target"], p["reason"], p["count"], seconds(p["oldest_seconds"])) for p in status.parked]
         parts.append("parked\n" + table(("participant", "reason", "intents", "oldest"), rows))
+    if status.sagas:
+        states = [(s["state"], s["count"], seconds(s["oldest_seconds"])) for s in status.sagas]
+        parts.append("open sagas\n" + table(("state", "sagas", "oldest"), states))
     if status.holders:
         rows = [
             (h["prepared"] or f"pid {h['pid']}", seconds(h["seconds"]), h["state"], h["application_name"])

@@ -28,6 +28,7 @@ or by `check()`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import secrets
 import time
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unp
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from outbox.errors import OutboxError
-from outbox.saga.plan import FOR_EVER, Act, Kind, Node, Plan, Retry, lint
+from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.run import Action, Input, Run
 
 if TYPE_CHECKING:
@@ -67,14 +68,25 @@ class Options(TypedDict, total=False):
     timeout: float
 
 
-def _new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): new ones lie side by side in an index, so a million old ones cost nothing."""
-    milliseconds = time.time_ns() // 1_000_000
-    return UUID(int=milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0x2 << 62 | secrets.randbits(62))
-
-
 class SagaRefused(OutboxError):
     """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
+
+
+def _refuse_async(name: str, function: object) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise SagaRefused(f"the function of step {name!r} is async, and the engine awaits nothing: use a plain def")
+
+
+def new_id() -> UUID:
+    """An id that nobody else has (a UUID of version 7, RFC 9562).
+
+    It begins with the time in milliseconds, so that new sagas and their steps come to lie beside each other at the end
+    of the indexes. With random ones each saga touches pages of its own: among a million kept sagas that is six times
+    the WAL.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0x2 << 62 | secrets.randbits(62)
+    return UUID(int=number)
 
 
 class Step:
@@ -96,6 +108,9 @@ class Step:
 
         It may be tried more than once, so it must not matter how often it succeeds.
         """
+        if self.node.act in WAITS:
+            raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
+        _refuse_async(self.name, function)
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
@@ -122,6 +137,8 @@ class Saga(Generic[Input]):
         """
         if not _NAME.fullmatch(name):
             raise SagaRefused(f"{name!r} is not a name: use lower-case letters, digits, _ and -")
+        if not 0 < lock_timeout <= LONGEST:
+            raise SagaRefused(f"lock_timeout of saga {name!r} is {lock_timeout}: give it seconds, {LONGEST:g} at most")
         self.name = name
         self.version = version
         self.input = input
@@ -149,6 +166,7 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
+        _refuse_async(name, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
         name = name.replace("_", "-")
         if self._plan is not None:
@@ -328,7 +346,7 @@ class Saga(Generic[Input]):
         """
         from outbox.session import Outbox  # noqa: PLC0415 - a definition needs no SQLAlchemy
 
-        saga = _new_id() if key is None else self.id_of(key)
+        saga = new_id() if key is None else self.id_of(key)
         Outbox.of(session).emit(session, "saga", "start", str(saga), self.payload(input, key))
         return saga
 

@@ -132,6 +132,10 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+LONGEST = 3e9
+"""Seconds of the longest timeout, about a century: a later time is none that a database can store."""
+
+
 def lint(plan: Plan) -> list[str]:
     """Why this plan can't keep the promise "completed or compensated", one sentence each; empty if it can."""
     found: list[str] = []
@@ -186,6 +190,8 @@ def _wrong_time(node: Node) -> list[str]:
         wrong.append("may wait for ever: give it a timeout")
     if node.timeout is not None and node.timeout <= 0:
         wrong.append("has a timeout that is over at once: give it seconds")
+    elif node.timeout is not None and not node.timeout <= LONGEST:
+        wrong.append(f"has a timeout that never comes: give it {LONGEST:g} s at most")
     elif node.act is Act.FUNCTION and node.timeout is not None and node.timeout < node.retry.span:
         wrong.append(
             f"times out after {node.timeout:g} s, before its {node.retry.attempts} tries are over "

@@ -37,14 +37,20 @@ def send(conn: psycopg.Connection[Any], reports: Sequence[Report]) -> None:
         )
 
 
-def void(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
-    """Which of these must not be applied: the engine has recalled them, or they were given up before."""
-    return {row[0] for row in conn.execute(sql.load("saga_void"), {"ids": list(ids)})}
+def void(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[int, bool]:
+    """Which of these the engine has recalled, or were given up before. → for each: whether its saga was told."""
+    return {row[0]: row[1] for row in conn.execute(sql.load("saga_void"), {"ids": list(ids)})}
 
 
-def recalled(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
-    """Which of these the engine has recalled, and waits for an answer about."""
-    return {row[0] for row in conn.execute(sql.load("saga_recalled"), {"ids": list(ids)})}
+def tried(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:
+    """Which of these may have had an effect, by their receipts."""
+    return {row[0] for row in conn.execute(sql.load("saga_tried"), {"ids": list(ids)})}
+
+
+def blocked(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:
+    """The recalled intents of a lane that wait behind another one of their key."""
+    parameters = {"target": lane.target, "slot_low": lane.slots.low, "slot_high": lane.slots.high}
+    return {row[0] for row in conn.execute(sql.load("saga_blocked"), parameters)}
 
 
 def hurry(conn: psycopg.Connection[Any], lane: Lane) -> None:

@@ -65,6 +65,8 @@ class Record:
     timers: list[Timer] = field(default_factory=list)
     quiet: list[str] = field(default_factory=list)
     recalled: list[int] = field(default_factory=list)
+    #: Recalled too late: they are done.
+    kept: list[int] = field(default_factory=list)
     touched: bool = False
     #: The input as the step functions see it, once they have.
     given: Any = None
@@ -168,6 +170,9 @@ def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
     recalled = [intent for r in touched for intent in r.recalled]
     if recalled:
         conn.execute(sql.load("saga_recall"), {"ids": recalled})
+    kept = [intent for r in touched for intent in r.kept]
+    if kept:
+        conn.execute(sql.load("saga_keep"), {"ids": kept})
 
 
 def _save_sagas(conn: psycopg.Connection[Any], new: Sequence[Record], old: Sequence[Record]) -> None:

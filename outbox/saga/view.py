@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 from outbox import sql
 from outbox.errors import NotReady
 from outbox.saga.registry import Definitions
+from outbox.saga.states import ENDED
 
 Request = Literal["cancel", "retry", "skip", "resolve"]
 
@@ -53,7 +54,8 @@ def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int) -> list[d
                 "name": choice.name,
                 "key": choice.key,
                 "states": None if choice.states is None else list(choice.states),
-                "open": choice.open,
+                # So that the index of open sagas is enough, however many have ended.
+                "open": choice.open or bool(choice.states and ENDED.isdisjoint(choice.states)),
                 "older": choice.older,
                 "limit": limit,
             },

@@ -1,9 +1,9 @@
--- Purpose: write steps that have changed.
+-- Purpose: write steps that have changed. The time is asked for once, not for each row.
 -- Locks: rows of outbox.saga_step. Tables: outbox.saga_step (insert, update). Called by: outbox.saga.store.save.
 insert into outbox.saga_step as s (saga, step, place, state, round, tries, intent, result, error, began_at, ended_at)
 select n.saga, n.step, n.place, n.state, n.round, n.tries, n.intent, n.result, n.error,
-       case when n.round > 0 then outbox.now() end,
-       case when n.state in ('done', 'failed', 'undone', 'skipped') then outbox.now() end
+       case when n.round > 0 then (select outbox.now()) end,
+       case when n.state in ('done', 'failed', 'undone', 'skipped') then (select outbox.now()) end
   from unnest(%(saga)s::uuid[], %(step)s::text[], %(place)s::smallint[], %(state)s::text[], %(round)s::int[],
               %(tries)s::int[], %(intent)s::bigint[], %(result)s::jsonb[], %(error)s::text[])
        as n (saga, step, place, state, round, tries, intent, result, error)

@@ -1,3 +1,3 @@
--- Purpose: which intents must not be applied.
+-- Purpose: which intents must not be applied, and whether their saga knows of that.
 -- Locks: none. Tables: outbox.saga_void (read). Called by: outbox.saga.report.void.
-select id from outbox.saga_void where id = any(%(ids)s)
+select id, answered from outbox.saga_void where id = any(%(ids)s)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, saga
+from tests.bench import blob, index, latency, log, orm, saga, saga_latency
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -46,6 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "blob-memory": blob.memory,
     "latency": latency.measure,
     "saga": saga.measure,
+    "saga-latency": saga_latency.measure,
     "saga-kept": saga.kept,
 }
 

@@ -41,10 +41,10 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
         admin.execute("select outbox.register(%s)", (TARGET,))
     with (
         psycopg.connect(site.server.url("app", database)) as conn,
-        _process(site, database, "outbox", "work", "clock"),
-        _process(site, database, "tests.bench.noop") as worker,
+        process(site, database, "outbox", "work", "clock"),
+        process(site, database, "tests.bench.noop") as worker,
     ):
-        _wait(conn, _emit(conn, "first")[2])
+        wait(conn, _emit(conn, "first")[2])
         rng = random.Random(1)
         sent: dict[str, float] = {}
         commits: list[float] = []
@@ -55,18 +55,19 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
             if number >= 0:
                 sent[f"key/{number}"] = after
                 commits.append(after - before)
-        _wait(conn, xid)
+        wait(conn, xid)
         worker.terminate()
         output = worker.communicate(timeout=PATIENCE)[0]
     arrived = {key: float(at) for key, at in map(str.split, output.splitlines())}
     latencies = sorted(arrived[key] - at for key, at in sent.items())
-    yield Figure("latency.p50", _percentile(latencies, 0.5) * 1000, "ms", Bar("<=", 10))
-    yield Figure("latency.p99", _percentile(latencies, 0.99) * 1000, "ms", Bar("<=", 40))
+    yield Figure("latency.p50", percentile(latencies, 0.5) * 1000, "ms", Bar("<=", 10))
+    yield Figure("latency.p99", percentile(latencies, 0.99) * 1000, "ms", Bar("<=", 40))
     yield Figure("latency.max", latencies[-1] * 1000, "ms")
     yield Figure("latency.commit", median(commits) * 1000, "ms")
 
 
-def _percentile(ordered: list[float], share: float) -> float:
+def percentile(ordered: list[float], share: float) -> float:
+    """The smallest value that so large a share of them does not exceed."""
     return ordered[math.ceil(share * len(ordered)) - 1]
 
 
@@ -80,7 +81,7 @@ def _emit(conn: psycopg.Connection[tuple[object, ...]], key: str) -> tuple[float
     return before, time.monotonic(), int(str(row[0]))
 
 
-def _wait(conn: psycopg.Connection[tuple[object, ...]], xid: int) -> None:
+def wait(conn: psycopg.Connection[tuple[object, ...]], xid: int) -> None:
     """Until the worker is behind this transaction."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -93,29 +94,33 @@ def _wait(conn: psycopg.Connection[tuple[object, ...]], xid: int) -> None:
 
 
 @contextmanager
-def _process(site: Site, database: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def process(
+    site: Site, database: str, *words: str, role: str = "outbox_worker", sagas: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    """`python -m words…`, told to end at the end; what it said on stderr is printed if there was an error."""
     environment = {
         **os.environ,
-        "OUTBOX_DATABASE": site.server.url("outbox_worker", database),
+        "OUTBOX_DATABASE": site.server.url(role, database),
+        "OUTBOX_SAGAS": sagas,
         "OUTBOX_STATE": str(site.home / "none"),
         "OUTBOX_BLOBS": str(site.home / "none"),
     }
     said = site.folder()
     with said.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-m", *words], env=environment, cwd=ROOT,
             stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
     try:
-        yield process
+        yield started
     except Exception:
         print(f"{' '.join(words)} said:\n{said.read_text(encoding='utf-8')}", file=sys.stderr)
         raise
     finally:
-        if process.poll() is None:
-            process.terminate()
+        if started.poll() is None:
+            started.terminate()
         try:
-            process.communicate(timeout=PATIENCE)
+            started.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            started.kill()
+            started.communicate()

@@ -1,7 +1,7 @@
 """DBOS for comparison: installed on demand into `.venv-bench`, and run as a process of its own on the same server.
 
-It is no dependency of ours, not even of development. What is installed is in `tests/bench/dbos.lock`, each file with its
-hash; `make lock` resolves it anew.
+It is no dependency of ours, not even of development. What is installed is in `tests/bench/dbos.lock`, each file with
+its hash; `make lock` resolves it anew.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_reader_i6_writes_nothing_when_its_epoch_is_stale(bench: Bench) -> None:
         stale.step()
     assert bench.admin.execute("select count(*) from outbox.position where epoch = 1").fetchone() == (0,)
     bench.drain(fresh)
-    assert bench.admin.execute("select count(*) from outbox.position where epoch = 2").fetchone() == (1,)
+    assert bench.admin.execute("select count(*) > 0 from outbox.position where epoch = 2").fetchone() == (True,)
 
 
 class KillerDied(BaseException):

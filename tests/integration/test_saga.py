@@ -67,6 +67,18 @@ def test_saga_i3_starts_once_when_it_is_started_twice_with_one_key(rig: Rig) -> 
     assert rig.admin.execute("select input, key from outbox.saga").fetchall() == [({"n": 1}, "folder/7")]
 
 
+def test_saga_notes_that_it_was_started_again_when_the_input_is_another(rig: Rig) -> None:
+    saga = three()
+    started = rig.start(saga, {"n": 1}, key="k")
+    rig.start(saga, {"n": 1}, key="k")
+    rig.settle()
+    count = "select count(*) from outbox.saga_event where what = 'started again'"
+    assert rig.admin.execute(count).fetchone() == (0,)
+    rig.start(saga, {"n": 2}, key="k")
+    rig.settle()
+    assert rig.admin.execute(count + " and saga = %s", (started,)).fetchone() == (1,)
+
+
 def test_saga_hands_results_to_later_steps_and_to_compensations(rig: Rig) -> None:
     saga: Saga[dict[str, Any]] = Saga("results", dict)
     seen: dict[str, Any] = {}

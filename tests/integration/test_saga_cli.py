@@ -10,7 +10,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from outbox import Saga, cli
+from outbox import Saga, cli, status
+from outbox.cli.status import render
 from outbox.participant import Outcome, Verdict
 from outbox.saga.plan import Retry
 from tests.fixtures.sagas import Rig, function_step, sink_step
@@ -70,6 +71,14 @@ def test_saga_list_filters(rig: Rig, operator: Operator) -> None:
     assert str(held) in text
     assert "step 'd' is stuck" in text
     assert "There are no sagas" in operator("list", "--name", "nobody")
+
+
+def test_status_warns_when_a_saga_is_stuck(rig: Rig) -> None:
+    stuck(rig)
+    found = status.read(rig.admin)
+    assert [(one["state"], one["count"]) for one in found.sagas] == [("stuck", 1)]
+    assert "1 sagas are stuck: see `outbox saga list --in stuck`" in found.warnings()
+    assert "open sagas" in render(found)
 
 
 def test_saga_show_tells_what_happened_and_draws_the_steps(rig: Rig, operator: Operator) -> None:

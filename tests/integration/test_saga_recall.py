@@ -1,152 +1,194 @@
-"""What is under way when a saga goes back, and what an operator says of it: the saga always gets an answer."""
+"""What is recalled from a worker that died, failed or waits: its saga gets a true answer, whatever it was."""
 
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
 
-import psycopg
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from outbox import Saga, cli
-from outbox.errors import Fenced
+from outbox import Saga
+from outbox import lane as lanes
 from outbox.participant import Outcome, Verdict
-from outbox.saga import store
+from outbox.retry import Backoff
 from outbox.saga.plan import Retry
 from tests.fixtures.sagas import Rig, function_step, sink_step
-from workers.postgres import Postgres
 
-DOUBT = Outcome(Verdict.IN_DOUBT, error="nobody knows")
+POISON = Outcome(Verdict.POISON, error="it can't be done")
+RETRY = Outcome(Verdict.RETRY, error="not now")
 
 
-def pair() -> Saga[dict[str, Any]]:
-    saga: Saga[dict[str, Any]] = Saga("pair", dict)
+class Killed(BaseException):
+    """The worker dies here."""
+
+
+def die_unrecorded(rig: Rig) -> None:
+    """The sink's worker applies what it has, and dies before that is written down."""
+
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    rig.sinker._record = dies  # type: ignore[method-assign, assignment]
+    with pytest.raises(Killed):
+        while rig.sinker.step():
+            pass
+    rig.kill_sink()
+
+
+@pytest.mark.parametrize("keeps_position", [False, True])
+@pytest.mark.parametrize("pivot", [False, True])
+def test_saga_i7_is_either_or_when_it_is_cancelled_after_an_effect_that_nobody_recorded(
+    rig: Rig, keeps_position: bool, pivot: bool
+) -> None:
+    # Given: an effect, whose worker died before it recorded that
+    rig.sink.keeps_position = keeps_position
+    saga: Saga[dict[str, Any]] = Saga("late", dict)
+    sink_step(saga, "a", kind="pivot" if pivot else "compensatable")
+    if pivot:
+        sink_step(saga, "b", kind="retriable")
+    started = rig.start(saga, {})
+    rig.settle(sink=False)
+    if keeps_position:
+        rig.sink.own = lanes.Lane.stand(rig.sinker.lane, rig.conn)
+    die_unrecorded(rig)
+    assert rig.done() == ["a"]
+    # When: the saga is cancelled, and its intent recalled, before the next worker comes
+    rig.cancel(started)
+    rig.settle(sink=False)
+    assert rig.steps(started)["a"] == "recalled"
+    rig.settle()
+    # Then: the effect is known, and counts
+    state, last = ("completed", "b") if pivot else ("compensated", "undo a")
+    assert rig.state(started) == state
+    assert rig.done()[-1] == last
+    # A sink that is rebuilt from the log applies it as well.
+    assert rig.admin.execute("select count(*) from outbox.saga_void").fetchone() == (0,)
+
+
+def test_saga_i3_recalled_intent_is_not_applied_when_its_worker_died_after_it_had_answered(rig: Rig) -> None:
+    saga: Saga[dict[str, Any]] = Saga("answered", dict)
     sink_step(saga, "a")
-    sink_step(saga, "b")
-    return saga
+    started = rig.start(saga, {})
+    rig.emit("other")
+    _ = rig.sinker
+    rig.settle(sink=False)
+    rig.cancel(started)
+    rig.settle(sink=False)
+    # Given: a worker that has said that the intent is void, and died before its position was written
+    die_unrecorded(rig)
+    # When
+    rig.settle()
+    # Then
+    assert rig.state(started) == "compensated"
+    assert "a" not in rig.done()
+    assert "undo a" not in rig.done()
 
 
-# ----------------------------------------------------------------------------------------- nothing is in flight
-
-
-@pytest.mark.parametrize("kind", ["intent", "child"])
-def test_saga_i7_is_undone_when_it_is_cancelled_while_no_intent_could_be_made_yet(rig: Rig, kind: str) -> None:
-    # Given: a step whose function fails for now, so that nothing of it is in the log
-    saga: Saga[dict[str, Any]] = Saga("unmade", dict)
+def test_saga_i7_parked_effect_counts_when_its_worker_died_before_it_was_recorded(rig: Rig) -> None:
+    saga: Saga[dict[str, Any]] = Saga("parked", dict)
     sink_step(saga, "a")
-
-    def unmade(_run: Any) -> Any:
-        raise ValueError("later")
-
-    retry = Retry(attempts=5, first=1000.0, limit=1000.0)
-    if kind == "intent":
-        saga.intent(name="b", retry=retry)(unmade).undo(unmade)
-    else:
-        kid: Saga[dict[str, Any]] = Saga("kid", dict)
-        function_step(kid, "k")
-        rig.deploy(kid)
-        saga.child(kid, name="b", retry=retry)(unmade).undo(lambda _session, _run: None)
+    rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
+    rig.sink.fate["a"] = RETRY
     started = rig.start(saga, {})
     rig.settle()
-    assert rig.steps(started) == {"a": "done", "b": "running"}
-    # When: it is cancelled
+    assert rig.parked() == {"retry": ["a"]}
+    # Given: it is tried again, with success, and its worker dies
+    rig.sink.fate.clear()
+    rig.admin.execute("update outbox.parked set retry_at = outbox.now() where key = 'a'")
+    reader, apply = rig.sinker, rig.sink.apply
+
+    def dies(*args: Any) -> Any:
+        apply(*args)
+        raise Killed
+
+    rig.sink.apply = dies  # type: ignore[method-assign, assignment]
+    reader._parked_at = -10.0
+    with pytest.raises(Killed):
+        reader.step()
+    rig.sink.apply = apply  # type: ignore[method-assign]
+    assert rig.done() == ["a"]
+    rig.kill_sink()
+    # When
     rig.cancel(started)
+    rig.settle(sink=False)
+    rig.admin.execute("update outbox.parked set retry_at = outbox.now() where key = 'a'")
     rig.settle()
-    # Then: nobody waits for an answer that nobody gives
+    # Then
+    assert rig.state(started) == "compensated"
+    assert rig.done()[-1] == "undo a"
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+@pytest.mark.parametrize("child", [False, True])
+def test_saga_i7_goes_back_when_a_function_that_makes_an_intent_is_between_two_tries(
+    rig: Rig, how: str, child: bool
+) -> None:
+    saga: Saga[dict[str, Any]] = Saga("maker", dict)
+    sink_step(saga, "a")
+
+    def make(_run: Any) -> Any:
+        raise ValueError("not now")
+
+    if child:
+        other: Saga[dict[str, Any]] = Saga("other", dict)
+        sink_step(other, "c")
+        b = saga.child(other, name="b", timeout=100.0, retry=Retry(first=1000.0))(make)
+        b.undo(lambda _session, _run: None)
+    else:
+        b = saga.intent(name="b", timeout=100.0, retry=Retry(first=1000.0))(make)
+        b.undo(make)
+    started = rig.start(saga, {})
+    rig.settle()
+    assert rig.steps(started)["b"] == "running"
+    if how == "cancel":
+        rig.cancel(started)
+    else:
+        rig.later(101)
+    rig.settle()
     assert rig.state(started) == "compensated"
     assert rig.done() == ["a", "undo a"]
 
 
-# ------------------------------------------------------------------------------------- applied, and not recorded
-
-
-class Died(BaseException):
-    """The sink's worker was killed."""
-
-
-def test_saga_i7_is_undone_when_a_step_was_applied_and_its_worker_died_and_it_was_recalled(rig: Rig) -> None:
-    # Given: a participant that keeps its own position has applied b, and its worker has died before it could say so
-    rig.sink.keeps_position = True
-    saga = rig.start(pair(), {})
-    for _ in range(50):
-        rig.clock.step()
-        rig.engine.step()
-        if rig.steps(saga).get("b") == "running":
-            break
-        rig.sinker.step()
-
-    def die(*_: Any) -> None:
-        raise Died
-
-    rig.sinker._record = die  # type: ignore[method-assign, assignment]
-    rig.clock.step()
-    with pytest.raises(Died):
-        for _ in range(50):
-            rig.sinker.step()
-    assert rig.done() == ["a", "b"]
-    rig.kill_sink()
-    # When: the saga is cancelled meanwhile
-    rig.cancel(saga)
-    rig.settle(sink=False)
-    assert rig.steps(saga)["b"] == "recalled"
-    # Then: the next worker tells what it holds, and it is undone
-    rig.settle()
-    assert rig.state(saga) == "compensated"
-    assert rig.done() == ["a", "b", "undo b", "undo a"]
-
-
-# ------------------------------------------------------------------------------------------------------ in doubt
-
-
-@pytest.mark.parametrize("cancelled", [False, True])
-@pytest.mark.parametrize("word", ["--applied", "--not-applied"])
-def test_saga_i7_hears_what_an_operator_says_of_its_intent_that_is_in_doubt(
-    rig: Rig, operator_url: str, monkeypatch: pytest.MonkeyPatch, word: str, cancelled: bool
-) -> None:
-    # Given: nobody knows whether b has happened
-    rig.sink.fate["b"] = DOUBT
-    saga = rig.start(pair(), {})
-    rig.settle()
-    assert rig.parked() == {"in_doubt": ["b"]}
-    assert rig.state(saga) == "running"
-    rig.sink.fate.clear()
-    if cancelled:
-        rig.cancel(saga)
-        rig.settle()
-        assert rig.state(saga) == "compensating", "b may have happened: it waits"
-    # When: an operator has found out
-    monkeypatch.setenv("OUTBOX_DATABASE", operator_url)
-    row = rig.admin.execute("select id from outbox.parked").fetchone()
-    assert row is not None
-    assert cli.main(["parked", "resolve", word, str(row[0]), "--yes"]) == 0
-    rig.engine.decided()
-    rig.settle()
-    # Then: the saga goes on from there
-    assert rig.state(saga) == ("compensated" if cancelled else "completed")
-    done = ["a"] if word == "--applied" else ["a", "b"]
-    if cancelled:
-        done = ["a", "undo b", "undo a"] if word == "--applied" else ["a", "undo a"]
-    assert rig.done() == done
-    assert rig.parked() == {}
-
-
-# ----------------------------------------------------------------------------------------------- two of an engine
-
-
-def test_saga_i6_is_not_written_over_when_another_has_changed_it(rig: Rig, server: Postgres, database: str) -> None:
-    """The last line of defence: behind the lane's epoch, which each transaction of the engine holds."""
-    saga: Saga[dict[str, Any]] = Saga("waits", dict)
-    saga.signal("go", timeout=1000.0)
+def test_saga_recalled_intent_is_withdrawn_when_it_waits_behind_somebody_elses(rig: Rig) -> None:
+    rig.sink.fate["k"] = POISON
+    rig.emit("k", "of somebody")
+    saga: Saga[dict[str, Any]] = Saga("behind", dict)
     sink_step(saga, "a")
+    sink_step(saga, "b", key="k")
     started = rig.start(saga, {})
     rig.settle()
-    with psycopg.connect(server.url("saga", database), autocommit=True) as conn:
-        first, second = (store.load(conn, [started, uuid4()], rig.definitions)[started] for _ in range(2))
-        for one in (first, second):
-            assert isinstance(one, store.Record)
-            one.touched = True
-        assert isinstance(first, store.Record)
-        assert isinstance(second, store.Record)
-        store.save(conn, [first])
-        with pytest.raises(Fenced, match="another engine has changed"):
-            store.save(conn, [second])
+    assert rig.parked() == {"poison": ["k"], "blocked": ["k"]}
+    rig.cancel(started)
+    rig.settle()
+    assert rig.state(started) == "compensated"
+    assert rig.parked() == {"poison": ["k"]}
+    assert rig.done() == ["a", "undo a"]
+
+
+def test_saga_i4_operator_s_word_on_an_undo_under_way_is_not_taken_for_a_failed_try(rig: Rig) -> None:
+    saga: Saga[dict[str, Any]] = Saga("undoing", dict)
+    function_step(saga, "f")
+
+    @saga.function(retry=Retry(attempts=2, first=1000.0))
+    def g(_session: Session, _run: Any) -> None:
+        """It does nothing."""
+
+    calls: list[int] = []
+
+    @g.undo
+    def ungo(session: Session, _run: Any) -> None:
+        calls.append(session.execute(sa.text("select 1")).scalar_one())
+        if len(calls) < 3:
+            raise ValueError("not now")
+
+    saga.signal("wait", timeout=3600)
+    started = rig.start(saga, {})
+    rig.settle()
+    rig.cancel(started)
+    rig.settle()
+    assert rig.steps(started)["g"] == "undoing"
+    rig.ask(started, "resolve", step="g", happened=False, who="ann")
+    rig.settle()
+    # One failed try of the new round, and not two.
+    assert rig.admin.execute("select state, tries from outbox.saga_step where step = 'g'").fetchone() == ("undoing", 1)

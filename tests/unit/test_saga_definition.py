@@ -173,6 +173,24 @@ def test_definition_refuses_names_that_are_wrong_twice_or_late() -> None:
         undone(saga, "c")
 
 
+def test_definition_refuses_what_the_engine_could_not_run() -> None:
+    saga: Definition = Saga("unrunnable", dict)
+
+    async def later(_session: Any, _run: Any) -> None:
+        """Nobody would await it."""
+
+    with pytest.raises(SagaRefused, match="async"):
+        saga.function(later)
+    wait = saga.signal("wait", timeout=float("inf"))
+    with pytest.raises(SagaRefused, match="only waits"):
+        wait.undo(lambda _session, _run: None)
+    with pytest.raises(SagaRefused, match="a timeout that never comes"):
+        saga.check()
+    for seconds in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(SagaRefused, match="lock_timeout"):
+            Saga("locks", dict, lock_timeout=seconds)
+
+
 @dataclass
 class Folder:
     path: str
