@@ -74,7 +74,7 @@ def test_lane_i6_participant_can_ask_before_each_effect_whether_the_lane_is_stil
 
     # When
     with pytest.raises(Fenced):
-        reader.step()
+        bench.drain(reader)
 
     # Then: only the effect that it was in the middle of was made
     assert keys(sink.effects) == ["a"]
