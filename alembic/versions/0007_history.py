@@ -1,0 +1,16 @@
+"""Histories: which server the log was written in, and since when. The story is told in the SQL file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    op.execute(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+
+
+def downgrade() -> None:
+    op.execute("do $$ begin raise exception 'there is no way down from 0007: restore a backup instead'; end $$")

@@ -1,0 +1,16 @@
+"""Operations: long work on the log that can be taken up again. The story is told in the SQL file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    op.execute(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+
+
+def downgrade() -> None:
+    op.execute("do $$ begin raise exception 'there is no way down from 0008: restore a backup instead'; end $$")
