@@ -20,6 +20,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_TTL            seconds of a lane's lease
     OUTBOX_SAGAS          modules that define sagas: package.module[,…]
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
+    OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,…]
+    OUTBOX_ACTOR_DATABASE what the workers of actors connect as, if not as the other workers
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ STATE_FILE = "state.json"
 INLINE_MOST = 45_000
 """Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
 
-Role = Literal["app", "worker", "operator", "saga", "admin"]
+Role = Literal["app", "worker", "operator", "saga", "actor", "admin"]
 
 Place = TypeVar("Place", bound=Path | str)
 
@@ -51,6 +53,7 @@ _EMBEDDED_USER: dict[Role, str] = {
     "worker": "outbox_worker",
     "operator": "outbox_operator",
     "saga": "saga",
+    "actor": "actor",
     "admin": "postgres",
 }
 
@@ -87,6 +90,8 @@ class Settings:
     blob_inline: int = 0
     #: Modules that define sagas.
     sagas: tuple[str, ...] = ()
+    #: Modules that declare actors.
+    actors: tuple[str, ...] = ()
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -109,8 +114,8 @@ class Settings:
         if not env.get("OUTBOX_DATABASE") or (directory / STATE_FILE).exists():
             embedded = read_state(directory)
         named = env.get("OUTBOX_DATABASE")
-        if role == "saga":
-            named = env.get("OUTBOX_SAGA_DATABASE") or named
+        if role in ("saga", "actor"):
+            named = env.get(f"OUTBOX_{role.upper()}_DATABASE") or named
         database = named or _embedded_database(embedded, role)
         if "://" not in database:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
@@ -129,7 +134,8 @@ class Settings:
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
             blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
-            sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
+            sagas=_modules(env.get("OUTBOX_SAGAS", "")),
+            actors=_modules(env.get("OUTBOX_ACTORS", "")),
         )
 
 
@@ -138,6 +144,10 @@ def required(path: Place | None, variable: str) -> Place:
     if path is None:
         raise NotReady(f"{variable} is not set, and there is no state directory: say where it is")
     return path
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
 def is_bucket(place: Path | str) -> bool:
