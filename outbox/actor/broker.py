@@ -166,13 +166,14 @@ class OutboxBroker(dramatiq.Broker):
         self.emit_after("enqueue", message, delay)
         return message
 
-    def _again(self, message: Delivered, delay: int | None) -> Any:
+    def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
         """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
         wait = max(0, delay or 0)
         self.emit_before("enqueue", message, delay)
         message.retry = wait / 1000
         self.emit_after("enqueue", message, delay)
-        return message.copy(options={"eta": current_millis() + wait})
+        again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
+        return again
 
     def intent(self, message: dramatiq.Message[Any]) -> Intent:
         """A message as an intent, for a step of a saga: `return run.emit_intent(broker.intent(charge.message(7)))`."""

@@ -189,6 +189,10 @@ class Delivery:
 
     def _wait(self, conn: Connection) -> None:
         """Until there may be something to do: a tick, something given back, a time."""
+        if list(conn.notifies(timeout=0)):
+            # Came with the answer to some statement: there is nothing more to wait for.
+            self._newest = None
+            return
         pause = POLL if conn.pooled else retries.EVERY
         waits_for_write = not self._ledger.nothing(list(self._holdings.values()))
         if waits_for_write or self._settled:

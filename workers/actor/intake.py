@@ -95,13 +95,13 @@ class Intake:
             self._ledger.settle(Settled(made, Said.DEAD, wrong), holding)
             return None
         if actor is None:
-            error = (
+            why = (
                 f"there is no actor {message.actor_name} in the workers of its queue: deploy it, or skip the message"
             )
             attempts = max(1, taken.attempts)
             made.retry = UNKNOWN.wait(attempts)
             said = Said.RETRY if attempts < UNKNOWN.attempts else Said.DEAD
-            self._ledger.settle(Settled(made, said, error), holding)
+            self._ledger.settle(Settled(made, said, why), holding)
             return None
         return made
 
