@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 LANES = 4
 """Lanes of a new queue: as many processes as can take part in it. Each costs a query for every tick."""
 
+MISSING = 40
+"""How often a message is put back whose actor isn't there: some half an hour, with growing pauses. In a rolling
+deployment another worker may have it, or the next one."""
+
 #: The message that the running actor was given.
 _MESSAGE: ContextVar[Delivered | None] = ContextVar("outbox_message", default=None)
 
@@ -67,17 +71,19 @@ class OutboxBroker(dramatiq.Broker):
         settings: Settings | None = None,
         worker: Settings | None = None,
         lanes: int = LANES,
+        missing: int = MISSING,
         middleware: list[Middleware] | None = None,
     ) -> None:
         """`outbox`: whose sessions sends commit with; None: every send is a transaction of its own.
 
         `settings`: what the application connects as (by default the outbox's, or `Settings.load()`). `worker`: what
         the workers connect as, a member of outbox_actor (by default `settings`, or what OUTBOX_ACTOR_DATABASE names).
-        `lanes`: of queues that are new.
+        `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
         """
         super().__init__(middleware)
         self.outbox = outbox
         self.lanes = lanes
+        self.missing = missing
         self._settings = settings
         self._worker = worker or settings
         self._known: set[str] = set()

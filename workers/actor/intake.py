@@ -27,8 +27,8 @@ from workers.actor.keeper import Keeper
 from workers.actor.ledger import Ledger, Settled
 from workers.actor.retries import Taken
 
-UNKNOWN = Backoff(first=1.0, limit=60.0, attempts=40)
-"""For an actor that this process doesn't have: some half an hour."""
+MISSING = Backoff(first=1.0, limit=60.0)
+"""For an actor that this process doesn't have."""
 
 
 class Intake:
@@ -94,14 +94,11 @@ class Intake:
         if wrong:
             self._ledger.settle(Settled(made, Said.DEAD, wrong), holding)
             return None
-        if actor is None:
-            why = (
-                f"there is no actor {message.actor_name} in the workers of its queue: deploy it, or skip the message"
-            )
-            attempts = max(1, taken.attempts)
-            made.retry = UNKNOWN.wait(attempts)
-            said = Said.RETRY if attempts < UNKNOWN.attempts else Said.DEAD
-            self._ledger.settle(Settled(made, said, why), holding)
+        if actor is None and taken.attempts < self._broker.missing:
+            # Dramatiq would reject it at once, and does when it has been put back often enough.
+            why = f"there is no actor {message.actor_name} in the workers of its queue: deploy it, or skip the message"
+            made.retry = MISSING.wait(max(1, taken.attempts))
+            self._ledger.settle(Settled(made, Said.RETRY, why), holding)
             return None
         return made
 

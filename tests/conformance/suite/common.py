@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from dramatiq import Broker, Worker
+from pika.credentials import PlainCredentials
 
 RABBITMQ_USERNAME = RABBITMQ_PASSWORD = "guest"
-RABBITMQ_CREDENTIALS = None
+RABBITMQ_CREDENTIALS = PlainCredentials(RABBITMQ_USERNAME, RABBITMQ_PASSWORD)
 
 
 def _plain(test: Any) -> Any:

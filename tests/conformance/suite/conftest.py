@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,9 @@ for _line in (_HERE / "left_out.txt").read_text(encoding="utf-8").splitlines():
         assert _reason.strip(), f"{_name} is left out without a reason"
         _LEFT_OUT[_name] = _reason.strip()
 
+# On SIGHUP dramatiq starts itself anew, as `python`.
+_ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
 collect_ignore = [name for name in _LEFT_OUT if "::" not in name]
 
 
@@ -46,36 +48,45 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Broker(OutboxBroker):
-    """The broker under test, with what the StubBroker has for tests beside."""
+    """The broker under test, with what dramatiq's brokers have for tests beside."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.dead_letters_by_queue: defaultdict[str, list[Any]] = defaultdict(list)
-
-    @property
-    def dead_letters(self) -> list[Any]:
-        return [one for letters in self.dead_letters_by_queue.values() for one in letters]
+    def __init__(self, *, fail_fast: bool) -> None:
+        # A message whose actor isn't there fails at once, as with dramatiq's brokers.
+        super().__init__(missing=0)
+        self.dead_letters: list[MessageProxy] = []
+        self._fail_fast = fail_fast
+        self._failed: list[tuple[str, BaseException]] = []
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "nack":
             message: MessageProxy = args[0]
-            self.dead_letters_by_queue[message.queue_name].append(message._exception or Exception("it failed"))
+            self.dead_letters.append(message)
+            self._failed.append((message.queue_name, message._exception or Exception("it failed")))
         super().emit_before(signal, *args, **kwargs)
 
-    def join(self, queue_name: str, *, timeout: int | None = None, fail_fast: bool = True) -> None:
+    def join(
+        self,
+        queue_name: str,
+        *,
+        timeout: int | None = None,
+        fail_fast: bool | None = None,
+        min_successes: int = 0,
+        idle_time: int = 0,
+    ) -> None:
+        # How often, and how long, RabbitMQ has to be asked: the log knows at once.
         super().join(queue_name, timeout=timeout)
-        if fail_fast:
-            for error in self.dead_letters_by_queue[queue_name]:
+        failed, self._failed = self._failed, []
+        for queue, error in failed:
+            if queue == queue_name and (self._fail_fast if fail_fast is None else fail_fast):
                 raise error
 
 
-def _broker() -> Iterator[Broker]:
-    broker = Broker()
+def _broker(*, fail_fast: bool) -> Iterator[Broker]:
+    broker = Broker(fail_fast=fail_fast)
     broker.emit_after("process_boot")
     dramatiq.set_broker(broker)
     yield broker
     broker.flush_all()
-    broker.emit_before("worker_shutdown", None) if False else None
     broker.close()
 
 
@@ -88,17 +99,17 @@ def _worker(broker: OutboxBroker) -> Iterator[Worker]:
 
 @pytest.fixture
 def stub_broker() -> Iterator[Broker]:
-    yield from _broker()
+    yield from _broker(fail_fast=True)
 
 
 @pytest.fixture
 def redis_broker() -> Iterator[Broker]:
-    yield from _broker()
+    yield from _broker(fail_fast=False)
 
 
 @pytest.fixture
 def rabbitmq_broker() -> Iterator[Broker]:
-    yield from _broker()
+    yield from _broker(fail_fast=False)
 
 
 @pytest.fixture
@@ -138,7 +149,7 @@ def start_cli() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
     def start(broker: str, *, extra_args: list[str] | None = None, **more: Any) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dramatiq", broker, *(extra_args or [])], cwd=_HERE.parent, env=os.environ, **more
+            [sys.executable, "-m", "dramatiq", broker, *(extra_args or [])], cwd=_HERE.parent, env=_ENVIRONMENT, **more
         )
         started.append(process)
         return process
