@@ -75,7 +75,12 @@ class Sender:
                 self._idle.pop().close()
 
 
+def _poll(conn: Connection) -> select.poll:
+    poll = select.poll()  # select() has no numbers beyond 1023
+    poll.register(conn.fileno(), select.POLLIN)
+    return poll
+
+
 def _hung_up(conn: Connection) -> bool:
     """Whether the server has ended an idle connection: then it has said so, or there is an end of file to read."""
-    readable, _, _ = select.select([conn.fileno()], [], [], 0)
-    return bool(readable)
+    return bool(_poll(conn).poll(0))

@@ -1,7 +1,7 @@
 """Puts the broker through dramatiq's own tests: `make conformance`.
 
-They come from dramatiq's source distribution, pinned by its hash (`dramatiq.txt`), and run against a Postgres and a clock
-of the run's own. What they find instead of dramatiq's brokers is in `suite/`; what is left out, and why, in
+They come from dramatiq's source distribution, pinned by its hash (`dramatiq.txt`), and run against a Postgres and a
+clock of the run's own. What they find instead of dramatiq's brokers is in `suite/`; what is left out, and why, in
 `suite/left_out.txt`. Arguments are pytest's.
 """
 
@@ -28,11 +28,9 @@ HERE = Path(__file__).parent
 
 def fetch(into: Path) -> Path:
     """Dramatiq's tests, beside ours. → the folder above them."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:",
-         "--require-hashes", "-r", str(HERE / "dramatiq.txt"), "-d", str(into)],
-        check=True,
-    )  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    only = ["--no-deps", "--no-binary", ":all:", "--require-hashes", "-r", str(HERE / "dramatiq.txt")]
+    subprocess.run([*pip, *only, "-d", str(into)], check=True)
     (archive,) = into.glob("*.tar.gz")
     if archive.name != f"dramatiq-{dramatiq.__version__}.tar.gz":
         raise SystemExit(f"dramatiq {dramatiq.__version__} is installed, and {archive.name} is pinned: pin that one")
@@ -68,8 +66,8 @@ def main(words: list[str]) -> int:
         clock = threading.Thread(target=run_clock, args=(Settings.load(env=worker), stop))
         clock.start()
         try:
-            command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--timeout=300", "-c", os.devnull,
-                       "--rootdir", str(where), *(words or ["tests"])]  # fmt: skip
+            pytest = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--timeout=300"]
+            command = [*pytest, "-c", os.devnull, "--rootdir", str(where), *(words or ["tests"])]
             return subprocess.run(command, cwd=where, env=env, check=False).returncode
         finally:
             stop.set()

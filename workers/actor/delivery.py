@@ -14,6 +14,7 @@ whatever the number of queues. What interrupts it, and what follows:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -28,7 +29,7 @@ from outbox import tick
 from outbox.actor import queue
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered, Hold
-from outbox.database import Connection, Unreachable, connect, reason
+from outbox.database import Connection, connect, reason
 from outbox.errors import Fenced, OutboxError
 from outbox.failpoint import hit
 from outbox.lane import now
@@ -199,9 +200,9 @@ class Delivery:
             # Acknowledgements come one by one: a few milliseconds' worth are written together.
             pause = min(pause, self._wrote_at + WRITE_EVERY - time.monotonic())
             if pause > 0:
-                select.select([conn.fileno()], [], [], pause)
+                _readable(pause, conn.fileno())
         else:
-            select.select([conn.fileno(), self._pipe[0]], [], [], pause)
+            _readable(pause, conn.fileno(), self._pipe[0])
         notices = list(conn.notifies(timeout=0))
         if notices or conn.pooled or pause == retries.EVERY:
             self._newest = None
@@ -375,3 +376,10 @@ class Delivery:
             self._out.pop(message.id, None)
         self._claimed = [m for m in self._claimed if m.mine != holding.mine]
         self._shared_at = NEVER
+
+
+def _readable(seconds: float, *files: int) -> None:
+    poll = select.poll()  # select() has no numbers beyond 1023
+    for file in files:
+        poll.register(file, select.POLLIN)
+    poll.poll(math.ceil(seconds * 1000))

@@ -1,7 +1,7 @@
 """The intake: makes intents of the log messages that dramatiq can run, or settles at once what can't be run here.
 
 Called by `workers.actor.delivery`, for pages of a lane and for what was parked. An actor that this process doesn't have
-may be one of the next deployment, or of the last: its messages are tried again for half an hour before they count as failed.
+may be one of the next deployment, or of the last: its messages are put back for half an hour before they are rejected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The keeper: renews the leases of all lanes of this process, and its place among the consumers, from a thread of its own.
+"""The keeper: renews the leases of a process's lanes, and its place among the consumers, from a thread of its own.
 
 So a long actor, or a delivery that waits for the database, doesn't lose them. After `workers.lease`, for many lanes on
 one connection.

@@ -1,9 +1,10 @@
 """The ledger: writes down what became of messages, for many at once.
 
 `write` puts everything that is to be said of all lanes into one transaction: positions with what is open, messages
-that are to be tried again or have failed for good, what sagas are told. Each lane's part counts only while its epoch is
-current, and that of a message with a row of its own only while this consumer is its holder. When it returns, all that is durable, and what was not
-ours any more is known. If the database is lost in between, the same is written again: every part of it can be repeated.
+that are to be tried again or have failed for good, what sagas are told. A lane's part counts only while its epoch is
+current, and that of a message with a row of its own only while this consumer is its holder. When it returns, all that
+is durable, and what was not ours any more is known. If the database is lost in between, the same is written again:
+every part of it can be repeated.
 """
 
 from __future__ import annotations
@@ -70,38 +71,46 @@ class Ledger:
         self._unsure: dict[int, Delivered] = {}
 
     def settle(self, one: Settled, holding: Holding | None) -> None:
-        """Take down what became of a message: of a lane (`holding`; None: it is lost, and so is this), or with a row."""
+        """Take down what became of a message. `holding`: the lane that it came from, or None if that is lost, or if it
+        has a row of its own."""
         message = one.message
-        of_lane = message.hold.holder is None
-        if message.stale or (of_lane and holding is None) or (message.done and not of_lane):
-            return
+        if message.stale or (one.said is Said.BACK and holding is not None):
+            return  # what was not begun stays open, for the next owner
         parking = self._parking(one)
-        step_failed = message.of_saga and one.said is Said.DEAD  # its saga's affair, and never parked
+        kept = parking if message.of_saga is False or one.said is not Said.DEAD else None  # else its saga's affair
         told = None if message.done else self._report(message, parking)
-        if holding is not None:
-            if one.said is Said.BACK:
-                return  # it stays open, for the next owner
-            holding.open.discard(message.id)
-            holding.dirty = True
-            if message.done:
-                holding.forget.append(message.id)
-            elif message.in_transaction:
-                self._unsure[message.id] = message
-            if parking is not None and not step_failed:
-                holding.parkings.append(parking)
-            if told:
-                holding.reports.append(told)
-        elif one.said is Said.BACK:
+        if message.hold.holder is not None:
+            self._settle_own(one, kept, told)
+        elif holding is not None:
+            self._settle_lane(message, holding, kept, told)
+        else:
+            return
+        if kept is not None and one.options is not None:
+            self._keep(message, one.options)
+
+    def _settle_lane(self, message: Delivered, holding: Holding, parking: Parking | None, told: Report | None) -> None:
+        holding.open.discard(message.id)
+        holding.dirty = True
+        if message.done:
+            holding.forget.append(message.id)
+        elif message.in_transaction:
+            self._unsure[message.id] = message
+        if parking is not None:
+            holding.parkings.append(parking)
+        if told is not None:
+            holding.reports.append(told)
+
+    def _settle_own(self, one: Settled, parking: Parking | None, told: Report | None) -> None:
+        message = one.message
+        if one.said is Said.BACK:
             self._rows.append(_Row(message.id, "retry", message.attempts - 1, message.deaths - 1))
-        elif parking is None or step_failed:
+        elif parking is not None:
+            self._rows.append(_Row(message.id, parking.reason, parking.attempts, 0, parking.wait, parking.error))
+        elif not message.done:  # its row is gone, if its actor has acknowledged it
             self._rows.append(_Row(message.id, None))
             self._forget.update([message.id] if message.kept else [])
-            if told:
+            if told is not None:
                 self._told[message.id] = told
-        else:
-            self._rows.append(_Row(message.id, parking.reason, parking.attempts, 0, parking.wait, parking.error))
-        if parking is not None and one.options is not None:
-            self._keep(message, one.options)
 
     @staticmethod
     def _parking(one: Settled) -> Parking | None:

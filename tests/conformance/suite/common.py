@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from dramatiq import Broker, Worker
 from pika.credentials import PlainCredentials
 
