@@ -14,7 +14,7 @@ import psycopg
 from outbox import sql
 from outbox.lane import Lane
 
-Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped"]
+Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped", "running"]
 
 
 class Parking(NamedTuple):
@@ -22,7 +22,7 @@ class Parking(NamedTuple):
 
     id: int
     #: retry: at a time; poison: an operator decides; in_doubt: the effect may have happened; blocked: behind
-    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker.)
+    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker; running: a message of an actor, with a row of its own.)
     reason: Reason
     attempts: int = 0
     #: Seconds until the next try, for `retry`.

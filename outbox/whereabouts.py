@@ -29,7 +29,9 @@ WORKERS = ("index", "blob", "mail")
 """Participants whose worker is `outbox work TARGET`."""
 
 
-State = Literal["undrawn", "open", "rolled_back", "dropped", "unregistered", "committed", "behind", "applied"]
+State = Literal[
+    "undrawn", "open", "rolled_back", "dropped", "unregistered", "committed", "behind", "in_hand", "applied"
+]
 """Where an intent can be, unless it is parked."""
 
 
@@ -119,6 +121,9 @@ def _unparked(
     if lane is None:
         says = f"Nobody reads it: no participant {target} is registered. It was written past outbox.emit."
         return "unregistered", says, f"""psql "$OUTBOX_DATABASE" -c "select outbox.register('{target}')" """.strip()
+    if lane["in_hand"]:
+        says = f"It is in the hands of an actor's worker: {owner_of(lane['place'])} has lane {_name(lane)}."
+        return "in_hand", says, "outbox status"
     if lane["passed"]:
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:
@@ -150,7 +155,9 @@ def _parked(
     tries = f"tried {parked['attempts']} times"
     retry, resolve = f"outbox parked retry {parked['id']}", f"outbox parked resolve {parked['id']} --sent"
     command: str | None = None
-    if parked["trying"]:
+    if parked["reason"] == "running":
+        says = f"It is in the hands of an actor's worker; {tries}{error}. If that dies, it is tried again."
+    elif parked["trying"]:
         says = f"It is being tried now; {tries}{error}."
     elif parked["reason"] == "skipped":
         by = next((row for row in reversed(trail) if row["action"] == "skip"), None)

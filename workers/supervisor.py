@@ -156,6 +156,7 @@ def workers(
     directory: str | None = None,
     autostart: bool = True,
     lanes: Mapping[str, int] | None = None,
+    actors_wait: int = ACTORS_WAIT,
 ) -> list[Program]:
     """The programs that drain the log. `outbox` is the command to run, by default this Python's.
 
@@ -170,7 +171,7 @@ def workers(
         # What an actor has begun is finished, which may take longer than a batch.
         Program(
             name, (*command, "work", *words), 100, user, directory, autostart,
-            stopwaitsecs=ACTORS_WAIT if name == "actors" else 30,
+            stopwaitsecs=actors_wait if name == "actors" else 30,
         )
         for name, words in names.items()
     ]  # fmt: skip
@@ -184,7 +185,7 @@ def _python(module: str) -> tuple[str, ...]:
 def embedded(state: Path, sockets: Path, postgres: Postgres, *, actors: bool = False) -> str:
     """The configuration of the embedded stack. Only the servers start by themselves: the workers need a schema.
     `actors`: whether any are configured."""
-    programs = servers(state, sockets, postgres) + workers(autostart=False)
+    programs = servers(state, sockets, postgres) + workers(autostart=False, actors_wait=30)
     if not actors:
         programs = [program for program in programs if program.name != "actors"]
     return _EMBEDDED.format(

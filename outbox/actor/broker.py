@@ -38,8 +38,8 @@ from outbox.actor.delivered import Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
 from outbox.errors import Fenced, NotReady
-from outbox.intent import Intent
 from outbox.log import append_one
+from outbox.saga.run import Action
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -181,10 +181,13 @@ class OutboxBroker(dramatiq.Broker):
         again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
         return again
 
-    def intent(self, message: dramatiq.Message[Any]) -> Intent:
-        """A message as an intent, for a step of a saga: `return run.emit_intent(broker.intent(charge.message(7)))`."""
-        self._target(message.queue_name)
-        return intent_of(message)
+    def action(self, message: dramatiq.Message[Any]) -> Action:
+        """What a step of a saga returns to have an actor run: `return broker.action(charge.message(run.input.order))`.
+
+        The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
+        """
+        self.registered(message.queue_name)
+        return Action(intent_of(message), {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 

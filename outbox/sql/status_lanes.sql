@@ -1,13 +1,13 @@
 -- Purpose: for each lane: owner, epoch, position, how many intents are behind it (counted up to a limit) and since
---   when. Behind means: committed and visible at the newest tick, and not passed.
+--   when. Behind means: committed and visible at the newest tick, and not passed; or passed, and in an actor's hands.
 -- Locks: none. Tables: all but outbox.receipt (read). Called by: outbox.status.read.
 with newest as (
   select * from outbox.tick order by id desc limit 1
 ), stand as (
   select l.*, coalesce(p.tick, (select min(id) from outbox.tick)) as tick, coalesce(p.upto, 0) as upto,
-         coalesce(p.after, 0) as after
+         coalesce(p.after, 0) as after, coalesce(p.open, '{}') as open
     from outbox.lane l
-    left join lateral (select tick, upto, after from outbox.position p
+    left join lateral (select tick, upto, after, open from outbox.position p
                         where p.target = l.target and p.lane = l.lane order by seq desc limit 1) p on true
 )
 select s.target, s.lane, s.epoch, s.owner is not null as owned, s.place,
@@ -31,6 +31,8 @@ select s.target, s.lane, s.epoch, s.owner is not null as owned, s.place,
             where l.target = s.target and l.slot between s.slot_low and s.slot_high
               and l.xid = any (array(select pg_snapshot_xip(t.snapshot))) and l.id <= t.floor and l.id > s.after
               and pg_visible_in_snapshot(l.xid, n.snapshot)
+           union all
+           select l.created_at from outbox.log l where l.id = any (s.open)
             limit %(limit)s) as waiting
  ) b
  where s.target <> 'clock'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import dramatiq
@@ -14,11 +15,13 @@ from dramatiq.errors import QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import Middleware, MiddlewareError
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import Outbox
+from outbox import Outbox, Retry, Saga, status, whereabouts
 from outbox.actor import OutboxBroker
 from outbox.actor.letter import target_of
 from outbox.errors import IntentRefused, NotReady, PayloadInvalid
+from outbox.saga.run import Action, Run
 from tests.fixtures.actors import Company, Stage
+from tests.fixtures.sagas import Rig
 from tests.fixtures.site import LIMIT, until
 
 # ----------------------------------------------------------------------------------------------- sending
@@ -422,9 +425,70 @@ def test_actor_broker_tells_what_is_missing_when_it_is_used_wrongly(stage: Stage
         pass
     assert OutboxBroker().session() is None
     with pytest.raises(QueueNotFound):
-        stage.company.broker.intent(dramatiq.Message("nobody's", "note", (), {}, {}))
+        stage.company.broker.action(dramatiq.Message("nobody's", "note", (), {}, {}))
 
 
 def test_actor_import_of_outbox_loads_no_dramatiq() -> None:
     code = "import sys, outbox, outbox.cli; print('dramatiq' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+# ------------------------------------------------------------------------------------------------- sagas
+
+
+@dataclass
+class Order:
+    name: str
+    fails: bool = False
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_actor_i7_step_of_a_saga_is_done_or_failed_as_its_actor_is(rig: Rig, stage: Stage, fails: bool) -> None:
+    # Given a saga whose first step is undone when the second one, an actor, fails
+    company = stage.company
+    saga = Saga("order", Order)
+
+    def undo(session: Session, run: Run[Order]) -> None:
+        session.execute(sa.text("delete from thing where name = :name"), {"name": run.input.name})
+
+    @saga.function(undo=undo)
+    def reserve(session: Session, run: Run[Order]) -> None:
+        session.execute(sa.text("insert into thing values (:name, 1)"), {"name": run.input.name})
+
+    @saga.intent(retry=Retry(attempts=1))
+    def tell(run: Run[Order]) -> Action:
+        return company.broker.action((company.fails if run.input.fails else company.note).message(run.input.name))
+
+    rig.deploy(saga)
+    with rig.sessions.begin() as session:
+        started = saga.start(session, Order("x", fails))
+    stage.work()
+
+    # When the engine drives it
+    def ended() -> Any:
+        rig.engine.step()
+        state = stage.one("select state from outbox.saga where id = %s", started)
+        return state if state in ("completed", "compensated") else None
+
+    # Then it ends with its actor's success, or goes back, and nothing is parked
+    assert until(ended, "the saga ends") == ("compensated" if fails else "completed")
+    assert stage.one("select count(*) from thing") == (0 if fails else 1)
+    assert (stage.parked(), stage.runs("x")) == ([], 3 if fails else 1)
+
+
+# ------------------------------------------------------------------------------------------------- looks
+
+
+def test_actor_why_tells_where_a_message_is_when_it_runs_and_when_it_is_done(stage: Stage) -> None:
+    stage.company.waits.send("x", "gate")
+    stage.work()
+    until(lambda: stage.runs("x") == 1, "it runs")
+    number = stage.one("select id from outbox.log")
+    with psycopg.connect(stage.urls["outbox_worker"], autocommit=True) as conn:
+        found = whereabouts.find(conn, number)
+        assert (found.state, "in the hands" in found.says) == ("in_hand", True)
+        behind = [lane["behind"] for lane in status.read(conn).lanes if lane["target"] == "actor.default"]
+        assert sum(behind) == 1
+        stage.open_gate("gate")
+        stage.drained()
+        assert whereabouts.find(conn, number).state == "applied"
