@@ -22,7 +22,8 @@ class Parking(NamedTuple):
 
     id: int
     #: retry: at a time; poison: an operator decides; in_doubt: the effect may have happened; blocked: behind
-    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker; running: a message of an actor, with a row of its own.)
+    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker;
+    #: running: a message of an actor that is in hand, and has a row of its own.)
     reason: Reason
     attempts: int = 0
     #: Seconds until the next try, for `retry`.

@@ -127,15 +127,19 @@ def _unparked(
     if lane["passed"]:
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:
-        says = f"It is committed ({intent['created_at']:%Y-%m-%d %H:%M:%S %Z}), and no tick shows it yet: "
-        if intent["clock_stopped"]:
-            return "committed", f"{says}the clock is stopped: {intent['clock_stopped']}.", None
-        if intent["clock_runs"]:
-            return "committed", f"{says}the clock runs, look again.", None
-        return "committed", f"{says}no clock is running.", "outbox work clock"
+        return _unticked(intent)
     before = f"{COUNT_LIMIT:,} or more" if lane["before"] >= COUNT_LIMIT else f"{lane['before']:,}"
     says, command = _drained(lane)
     return "behind", f"Lane {_name(lane)} has not come to it: {before} intents are before it. {says}", command
+
+
+def _unticked(intent: dict[str, Any]) -> tuple[State, str, str | None]:
+    says = f"It is committed ({intent['created_at']:%Y-%m-%d %H:%M:%S %Z}), and no tick shows it yet: "
+    if intent["clock_stopped"]:
+        return "committed", f"{says}the clock is stopped: {intent['clock_stopped']}.", None
+    if intent["clock_runs"]:
+        return "committed", f"{says}the clock runs, look again.", None
+    return "committed", f"{says}no clock is running.", "outbox work clock"
 
 
 def _applied(lane: dict[str, Any], receipt: dict[str, Any] | None) -> str:
