@@ -265,12 +265,20 @@ class OutboxBroker(dramatiq.Broker):
                 raise SkipMessage("it is in other hands by now")
         elif signal == "worker_shutdown" and self._delivery is not None:
             self._delivery.leave()
-        super().emit_before(signal, *args, **kwargs)
+        if not _stale(args):
+            super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        super().emit_after(signal, *args, **kwargs)
+        if not _stale(args):
+            super().emit_after(signal, *args, **kwargs)
         if signal in ("process_message", "skip_message"):
             _MESSAGE.set(None)
+
+
+def _stale(args: tuple[Any, ...]) -> bool:
+    """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
+    store that it was skipped.)"""
+    return bool(args) and isinstance(args[0], Delivered) and args[0].stale
 
 
 def _due(message: dramatiq.Message[Any]) -> datetime | None:
