@@ -2,8 +2,8 @@
 
     share → retries → read → claim → hand out … settle → write, in a loop
 
-Made by `OutboxBroker.consume` for the first queue, and ended when the last consumer is closed and nothing is out. It has two connections,
-whatever the number of queues. What interrupts it, and what follows:
+Made by `OutboxBroker.consume` for the first queue, and ended when the last consumer is closed and nothing is out. It
+has two connections, whatever the number of queues. What interrupts it, and what follows:
 
 * the database is lost: the connection is made anew with backoff, and everything goes on where it was. What was
   acknowledged meanwhile is written then; dramatiq notices nothing.
