@@ -264,15 +264,17 @@ class Reader:
         parkings = []
         if outcomes.count(APPLIED) < len(outcomes):
             pairs = zip(batch, outcomes, strict=True)
-            parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            # An owner that died may have applied it.
+            before = self._doubtful is not None and self.lane.unclean
+            parkings = [self._parking(i, o, 1, before=before) for i, o in pairs if o.verdict is not Verdict.APPLIED]
         failed = bool(parkings)
-        parkings, reports = self._reporter.judge(batch, outcomes, parkings)
-        if not failed and not reports and not self.participant.records_attempts:
+        if not failed and not self.participant.records_attempts and not self._reporter.concerned(batch):
             self._advance(after)
             return
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
+            parkings, reports = self._reporter.judge(batch, outcomes, parkings)
             if parkings:
                 parked.put(self.conn, parkings)
             freed = self._reporter.send(reports)
@@ -284,20 +286,26 @@ class Reader:
             # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
 
-    def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _parking(self, intent: Intent, outcome: Outcome, attempts: int, *, before: bool = False) -> Parking:
+        """`before`: whether a try before may have had its effect."""
         self._blocked.add(intent.key)
+        # Where attempts are recorded, their receipts tell.
+        doubtful = before and not self.participant.records_attempts
         match outcome.verdict:
-            case Verdict.RETRY if attempts < self.backoff.attempts:
-                wait = self.backoff.wait(attempts, outcome.retry_after)
-                return Parking(intent.id, "retry", attempts, wait, outcome.error)
             case Verdict.RETRY:
-                return Parking(intent.id, "poison", attempts, error=f"tried {attempts} times: {outcome.error}")
+                doubtful = doubtful or not (outcome.untouched or self.participant.records_attempts)
+                backoff = self._reporter.backoff(intent) or self.backoff
+                if attempts < backoff.attempts:
+                    wait = backoff.wait(attempts, outcome.retry_after)
+                    return Parking(intent.id, "retry", attempts, wait, outcome.error, doubtful)
+                text = f"tried {attempts} times: {outcome.error}"
+                return Parking(intent.id, "poison", attempts, error=text, doubtful=doubtful)
             case Verdict.BLOCKED:
                 return Parking(intent.id, "blocked")
             case Verdict.IN_DOUBT:
                 return Parking(intent.id, "in_doubt", attempts, error=outcome.error)
             case _:
-                return Parking(intent.id, "poison", attempts, error=outcome.error)
+                return Parking(intent.id, "poison", attempts, error=outcome.error, doubtful=doubtful)
 
     # ----------------------------------------------------------------------------------- what is parked
 
@@ -316,7 +324,7 @@ class Reader:
         # Taken before, and no outcome: its owner may have died of success.
         void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
         if void:
-            self._reporter.withdraw(void, untold)
+            self._reporter.withdraw(void, untold, {i.id for i in batch if taken[i.id].doubtful})
             self._blocked = parked.keys(self.conn, self.lane)
             batch = [intent for intent in batch if intent.id not in void]
         if deadly := [
@@ -339,7 +347,7 @@ class Reader:
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
-            failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed or untried:
                 parked.put(self.conn, failed + _untried(untried, taken))
@@ -381,10 +389,10 @@ class Reader:
             self.lane.fence(self.conn)
             parked.put(self.conn, parkings)
 
-    def _again(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _again(self, intent: Intent, outcome: Outcome, taken: parked.Taken) -> Parking:
         if outcome.verdict is Verdict.BLOCKED:
-            return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
-        return self._parking(intent, outcome, attempts)
+            return Parking(intent.id, "retry", taken.attempts - 1, self.backoff.first, outcome.error)
+        return self._parking(intent, outcome, taken.attempts, before=taken.doubtful or taken.deaths > 1)
 
 
 def _untried(intents: Sequence[Intent], taken: Mapping[int, parked.Taken]) -> list[Parking]:

@@ -132,6 +132,8 @@ class _Walk:
         node, now = self.plan.nodes[n], self.steps[n].state
         if verdict is Verdict.APPLIED:
             self._set(n, StepState.UNDONE if now is StepState.UNDOING else StepState.DONE)
+        elif verdict is Verdict.SKIPPED and (now is StepState.UNDOING or node.kind is Kind.RETRIABLE):
+            self._set(n, StepState.SKIPPED)
         elif now is StepState.UNDOING:
             self._again(n, error)
         elif now is StepState.RECALLED:

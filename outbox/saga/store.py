@@ -7,7 +7,7 @@ changed by somebody else since it was loaded: only the owner of its lane may.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -29,6 +29,16 @@ class Note(NamedTuple):
     what: str
     detail: str = ""
     who: str = ""
+
+
+class Early(NamedTuple):
+    """What came before the start of its saga."""
+
+    #: The intent.
+    id: int
+    action: str
+    #: Its payload, as text.
+    body: str
 
 
 class Timer(NamedTuple):
@@ -126,6 +136,32 @@ def load(
         assert isinstance(record, Record)  # noqa: S101 - only those have steps here
         record.state = record.state._replace(steps=tuple(several))
     return found
+
+
+def early(conn: psycopg.Connection[Any], ids: Collection[UUID]) -> dict[UUID, list[Early]]:
+    """What has come before the starts of these sagas, in order."""
+    found: dict[UUID, list[Early]] = {}
+    if ids:
+        for number, saga, action, body in conn.execute(sql.load("saga_early"), {"ids": list(ids)}):
+            found.setdefault(saga, []).append(Early(number, action, body))
+    return found
+
+
+def keep(conn: psycopg.Connection[Any], kept: Mapping[UUID, Sequence[Early]], taken: Collection[UUID]) -> None:
+    """Keep what came too early, and forget what the sagas `taken` have taken along."""
+    rows = [(saga, one) for saga, several in kept.items() for one in several]
+    if rows:
+        conn.execute(
+            sql.load("saga_early_put"),
+            {
+                "id": array(one.id for _, one in rows),
+                "saga": array(saga for saga, _ in rows),
+                "action": array(one.action for _, one in rows),
+                "payload": array(one.body for _, one in rows),
+            },
+        )
+    if taken:
+        conn.execute(sql.load("saga_early_drop"), {"ids": list(taken)})
 
 
 def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
