@@ -68,7 +68,7 @@ def test_saga_i3_tries_an_intent_as_often_as_its_step_says_and_it_is_one_intent(
     # When: it keeps failing
     settle_retries(rig)
     # Then: it was tried three times, each time as the same intent, which a participant may know by its id
-    tries = rig.sink.tries  # type: ignore[attr-defined]
+    tries = rig.sink.tries
     assert len(tries) == 3
     assert len(set(tries)) == 1
     if kind == "compensatable":
@@ -103,7 +103,7 @@ def test_saga_tries_by_the_worker_s_rules_when_its_step_says_nothing(rig: Rig) -
     saga = rig.start(pair(), {})
     settle_retries(rig)
     assert rig.state(saga) == "compensated"
-    assert len(rig.sink.tries) == 5  # type: ignore[attr-defined]
+    assert len(rig.sink.tries) == 5
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -142,9 +142,7 @@ def test_saga_i7_undoes_what_a_try_may_have_done_before_the_last_one_was_refused
 
 @pytest.mark.parametrize("doubtful", [False, True])
 @pytest.mark.parametrize("how", ["cancel", "timeout", "skip"])
-def test_saga_i7_undoes_a_parked_step_only_if_a_try_may_have_had_its_effect(
-    rig: Rig, doubtful: bool, how: str
-) -> None:
+def test_saga_i7_undoes_a_parked_step_only_if_a_try_may_have_had_its_effect(rig: Rig, doubtful: bool, how: str) -> None:
     rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
     rig.sink.fate["b"] = RETRY if doubtful else UNTOUCHED
     saga = rig.start(pair(timeout=30.0), {})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Saga
+from outbox import Saga, sql
 from outbox.participant import Outcome, Verdict
 from tests.fixtures.sagas import Rig, function_step, sink_step
 
@@ -252,3 +252,47 @@ def test_saga_continues_as_it_was_started_when_there_is_a_newer_version(rig: Rig
 
     lacking = view.uncontinued(rig.admin, rig.definitions)
     assert [(row["name"], row["version"], row["sagas"]) for row in lacking] == ([("approved", 1, 1)] if changed else [])
+
+
+def test_saga_locks_are_given_on_by_two_statements_however_many_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the queue's heads is told, the one that waited longest first; those behind it cost nothing."""
+    saga = locking()
+    holders = [rig.start(saga, Folder(path)) for path in "xyz"]
+    rig.settle()
+    waiting = {path: [rig.start(saga, Folder(path)) for _ in range(10)] for path in "zyx"}
+    rig.settle()
+    asked: list[str] = []
+    load = sql.load
+
+    def noted(name: str) -> Any:
+        asked.append(name)
+        return load(name)
+
+    monkeypatch.setattr(sql, "load", noted)
+    for holder in holders:
+        rig.signal(holder, "go")
+    rig.settle()
+    # Whatever was asked for locks alone, when three ended in one batch: given back, and given on.
+    assert [name for name in asked if name.startswith("saga_lock")] == ["saga_lock_drop", "saga_lock_grant"]
+    heads = [several[0] for several in waiting.values()]
+    assert [rig.state(one) for one in heads] == ["running"] * 3
+    others = [one for several in waiting.values() for one in several[1:]]
+    assert {rig.state(one) for one in others} == {"waiting"}
+    told = rig.admin.execute("select key from outbox.log where action = 'granted' order by id").fetchall()
+    assert [row[0] for row in told] == [str(one) for one in heads], "in the order in which they began to wait"
+
+
+def test_saga_waits_for_all_of_its_locks_when_one_of_them_is_given_on(rig: Rig) -> None:
+    saga: Saga[dict[str, Any]] = Saga("many", dict, locks=lambda value: value["locks"])
+    saga.signal("go", timeout=3600)
+    first, second = (rig.start(saga, {"locks": [name]}) for name in ("x", "y"))
+    both = rig.start(saga, {"locks": ["x", "y"]})
+    third = rig.start(saga, {"locks": ["x"]})
+    rig.settle()
+    rig.signal(first, "go")
+    rig.settle()
+    # The head of x's queue waits for y, and nobody overtakes it.
+    assert [rig.state(one) for one in (both, third)] == ["waiting", "waiting"]
+    rig.signal(second, "go")
+    rig.settle()
+    assert [rig.state(one) for one in (both, third)] == ["running", "waiting"]
