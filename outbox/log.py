@@ -32,7 +32,7 @@ def _row_factory(_cursor: Any) -> Callable[[Any], Intent]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Thousands of new tuples set the garbage collector off several times a page, and none of them is garbage."""
     if not gc.isenabled():
         yield
@@ -86,7 +86,7 @@ def page(
     (Skytools, `pgq.batch_event_sql`).
     """
     seen, end_seen = start.seen, end.seen
-    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page"),
             {

@@ -60,14 +60,14 @@ class Drive:
 
     def run(self, batch: Sequence[Intent]) -> list[Outcome]:
         """Carry out a batch. → what became of each of its intents."""
-        ids = [saga for saga in {_id(intent) for intent in batch} if saga is not None]
-        self._sagas = store.load(self._conn, ids, self._definitions)
-        begun = {saga for i in batch if i.action == "start" and (saga := _id(i)) and saga not in self._sagas}
-        self._early = store.early(self._conn, begun)
+        ids = {key: _id(key) for key in {intent.key for intent in batch}}
+        self._sagas = store.load(self._conn, [saga for saga in ids.values() if saga is not None], self._definitions)
+        begun = {ids[intent.key] for intent in batch if intent.action == "start"}
+        self._early = store.early(self._conn, [saga for saga in begun if saga is not None and saga not in self._sagas])
         failed: set[str] = set()
         outcomes = []
         for intent in batch:
-            outcome = _BLOCKED if intent.key in failed else self._take(intent)
+            outcome = _BLOCKED if intent.key in failed else self._take(intent, ids[intent.key])
             if outcome is not APPLIED:
                 failed.add(intent.key)
             outcomes.append(outcome)
@@ -92,8 +92,7 @@ class Drive:
 
     # ------------------------------------------------------------------------------------- one intent
 
-    def _take(self, intent: Intent) -> Outcome:
-        saga = _id(intent)
+    def _take(self, intent: Intent, saga: UUID | None) -> Outcome:
         found = None if saga is None else self._sagas.get(saga)
         if isinstance(found, Unreadable):
             # Another engine may know it, or the next deployment: it waits like anything that fails.
@@ -397,9 +396,9 @@ def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
     return timed and was.state is StepState.RUNNING and now.state is not StepState.RUNNING
 
 
-def _id(intent: Intent) -> UUID | None:
+def _id(key: str) -> UUID | None:
     try:
-        return UUID(intent.key)
+        return UUID(key)
     except ValueError:
         return None
 

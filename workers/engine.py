@@ -27,6 +27,7 @@ from outbox.database import connect
 from outbox.errors import Fenced
 from outbox.failpoint import hit
 from outbox.intent import Intent
+from outbox.log import no_collection
 from outbox.participant import Doubt, Evidence, Item, LaneView, Outcome
 from outbox.position import Position
 from outbox.saga import store
@@ -105,7 +106,7 @@ class Engine:
         return None
 
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - kept by the lane
-        with self._transaction() as driver:
+        with no_collection(), self._transaction() as driver:
             outcomes = Drive(driver, self._definitions, self._work).run(batch)
             hit("saga.written")
         hit("saga.committed")

@@ -12,6 +12,7 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -90,12 +91,8 @@ class Stepwork:
         self._unused = None
         try:
             given = self.given(record)
-            result = (
-                _awaited(function, session, given)
-                if inspect.iscoroutinefunction(function)
-                else function(session, given)
-            )
-            if not undo:
+            result = _awaited(function, session, given) if _is_async(function) else function(session, given)
+            if not undo and result is not None:
                 payload_text(result)
             if not session.in_transaction() and not session.info:
                 # Untouched, and good for the next one: a session costs as much as the rest of such a step.
@@ -152,6 +149,10 @@ class Stepwork:
             return Came(Verdict.APPLIED, step.child.payload(step.do(self.given(record))))
         except Exception as error:  # noqa: BLE001 - as above
             return _judge(error, record, step)
+
+
+# Asked for each step of each saga.
+_is_async = cache(inspect.iscoroutinefunction)
 
 
 def _awaited(
