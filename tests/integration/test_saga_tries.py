@@ -174,3 +174,29 @@ def test_saga_step_is_known_not_to_have_happened_when_an_operator_said_so_after_
     rig.settle()
     assert rig.state(saga) == "compensated"
     assert rig.done() == ["a", "undo a"]
+
+
+REFUSED = {"refused": {"0": "550 5.1.1"}}
+ACCEPTED = {"accepted": {"1": "ABC"}, **REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (POISON, "compensated"),
+        (POISON._replace(receipt=REFUSED), "compensated"),
+        (POISON._replace(receipt=ACCEPTED), "stuck"),
+        (RETRY, "compensated"),
+        (RETRY._replace(receipt=ACCEPTED), "stuck"),
+    ],
+)
+def test_saga_i7_asks_the_receipts_whether_its_pivot_has_happened_when_they_are_kept(
+    rig: Rig, outcome: Outcome, state: str
+) -> None:
+    """A mail that one of two recipients has got: nobody can say that it was not sent."""
+    rig.sink.records_attempts = True
+    rig.sink.fate["b"] = outcome
+    saga = rig.start(pair(kind="pivot", retry=THRICE), {})
+    settle_retries(rig)
+    assert rig.state(saga) == state
+    assert rig.done() == (["a"] if state == "stuck" else ["a", "undo a"])
