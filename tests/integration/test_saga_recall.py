@@ -233,3 +233,40 @@ def test_saga_i4_operator_s_word_on_an_undo_under_way_is_not_taken_for_a_failed_
     rig.settle()
     # One failed try of the new round, and not two.
     assert rig.admin.execute("select state, tries from outbox.saga_step where step = 'g'").fetchone() == ("undoing", 1)
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_saga_i7_undoes_an_effect_that_nobody_recorded_when_the_next_worker_is_refused(rig: Rig, parked: bool) -> None:
+    """A participant may say no to what it has already."""
+    saga: Saga[dict[str, Any]] = Saga("refused", dict)
+    step = saga.intent(name="a")(lambda run: run.emit("sink", "put", "a", "a"))
+    step.undo(lambda run: run.emit("sink", "put", "u", "undo a"))
+    if parked:
+        rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
+        rig.sink.fate["a"] = RETRY._replace(untouched=True)
+    started = rig.start(saga, {})
+    rig.settle(sink=parked)
+    # Given: an effect, at the first try or at another one, whose worker died before it was recorded
+    if parked:
+        assert rig.parked() == {"retry": ["a"]}
+        rig.sink.fate.clear()
+        rig.admin.execute("update outbox.parked set retry_at = outbox.now()")
+        rig.sinker._attempts.record = _dies  # type: ignore[method-assign, assignment]
+        rig.sinker._parked_at = -10.0
+        with pytest.raises(Killed):
+            rig.sinker.step()
+        rig.kill_sink()
+        rig.admin.execute("update outbox.parked set retry_at = outbox.now()")
+    else:
+        die_unrecorded(rig)
+    assert rig.done() == ["a"]
+    # When: the next one is refused
+    rig.sink.fate["a"] = POISON
+    rig.settle()
+    # Then
+    assert rig.state(started) == "compensated"
+    assert rig.done() == ["a", "undo a"]
+
+
+def _dies(*_: Any) -> None:
+    raise Killed
