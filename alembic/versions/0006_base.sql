@@ -174,18 +174,18 @@ begin
   if not exists (select from outbox.archive a where a.until = carry.until) then
     raise exception using errcode = 'OB060', message = 'it is not archived', hint = 'Archive it first.';
   end if;
+  -- The last word about each key, as outbox.word (0008) has it: a repetition ranks where the repeated intent stands, and
+  -- what is parked (that is: skipped) or void was never applied.
   with last as materialized (
-    select distinct on (l.target collate "C", l.key collate "C")
-           l.id, l.target, l.action, l.key, l.payload, l.headers, l.created_at
-      from outbox.log l
-     where l.id < carry.until and l.action in ('put', 'delete')
-       -- What was skipped or recalled was never applied.
-       and not exists (select from outbox.parked p where p.id = l.id)
-       and not exists (select from outbox.saga_void v where v.id = l.id)
-     order by l.target collate "C", l.key collate "C", l.id desc
+    select distinct on (w.target collate "C", w.key collate "C")
+           w.id, w.rank, w.target, w.action, w.key, w.payload, w.headers, w.created_at
+      from outbox.word w
+     where not w.based and w.id < carry.until and w.action in ('put', 'delete') and w.parked is null and not w.void
+     order by w.target collate "C", w.key collate "C", w.rank desc, w.id desc
   ), gone as (
     delete from outbox.base b using last
-     where b.target = last.target and b.key = last.key and last.action = 'delete' and b.id < last.id
+     where b.target = last.target and b.key = last.key and last.action = 'delete'
+       and (coalesce(outbox.repeats(b.headers), b.id), b.id) < (last.rank, last.id)
     returning 1
   ), kept as (
     insert into outbox.base as b (target, key, id, payload, headers, created_at)
@@ -193,7 +193,8 @@ begin
        order by target collate "C", key collate "C"
       on conflict (target, key) do update
          set id = excluded.id, payload = excluded.payload, headers = excluded.headers, created_at = excluded.created_at
-       where excluded.id > b.id
+       where (coalesce(outbox.repeats(b.headers), b.id), b.id)
+             < (coalesce(outbox.repeats(excluded.headers), excluded.id), excluded.id)
     returning 1
   )
   select (select count(*) from gone) + (select count(*) from kept) into changed;
