@@ -62,7 +62,7 @@ def move(conn: psycopg.Connection[Any], name: str, tick: int) -> None:
 
 
 def remove(conn: psycopg.Connection[Any], name: str) -> bool:
-    """Hold nothing for `name` any more. → whether it was there."""
+    """Hold nothing for `name` any more. → whether it was there. (In SQL: `delete from outbox.follower`.)"""
     return conn.execute(sql.load("follower_remove"), {"name": name}).fetchone() is not None
 
 

@@ -32,6 +32,7 @@ from outbox.decision import client
 from outbox.errors import NotReady
 from outbox.failpoint import hit
 from outbox.intent import Intent
+from outbox.settings import NO_ARCHIVE, Settings
 from outbox.span import seconds
 
 PAGE = 5000
@@ -42,9 +43,6 @@ TRIES = 15
 
 PAUSE = 2.0
 """Seconds between the tries, about: nine tenths of the time nobody waits."""
-
-NOWHERE = "none"
-"""As the archive's place: drop without one."""
 
 
 class Hold(NamedTuple):
@@ -137,7 +135,7 @@ def drop(
     endpoint: str | None = None,
     progress: Callable[[int], None] = lambda _count: None,
 ) -> Written:
-    """Archive a partition at `place` (or `NOWHERE`), carry what is live in it, and drop it: durable when it returns.
+    """Archive a partition at `place` (or `none`), carry what is live in it, and drop it: durable when it returns.
 
     `progress` is told how many intents were archived since. Raises `NotReady` when somebody needs it by now.
     """
@@ -162,10 +160,10 @@ def _archive(
     progress: Callable[[int], None],
 ) -> Written:
     rows = _rows(conn, partition, progress)
-    if place == NOWHERE:
+    if place == NO_ARCHIVE:
         written = Written("", sum(1 for _ in rows), "", 0)
     else:
-        place = str(place) if isinstance(place, str) else place.absolute()
+        place = place.absolute() if isinstance(place, Path) else place
         row = conn.execute("select log from outbox.identity").fetchone()
         assert row is not None  # noqa: S101 - the migration made the row
         written = archive.write(
@@ -206,6 +204,28 @@ def _drop(conn: psycopg.Connection[Any], partition: Partition, age: float) -> No
         f"{partition.name} is archived and stays for now: transactions that use the log are open all the time. "
         "See outbox status for the longest, and run outbox retention again"
     )
+
+
+def place_of(settings: Settings) -> Path | str:
+    """Where archives go. Raises `NotReady` when nothing says so: nothing is dropped without a word about that."""
+    if settings.archive is None:
+        raise NotReady(
+            "OUTBOX_ARCHIVE is not set: say in which directory or s3://BUCKET/PREFIX the log is archived before it is "
+            "dropped, or none"
+        )
+    return settings.archive
+
+
+def keep(conn: psycopg.Connection[Any], settings: Settings) -> list[Partition]:
+    """What the clock does now and then: drop what can be dropped, and forget what belongs to it. → what was dropped."""
+    if settings.retention is None:
+        return []
+    place = place_of(settings)
+    ready = plan(conn, settings.retention).ready
+    for each in ready:
+        drop(conn, each, place, age=settings.retention, endpoint=settings.s3_endpoint)
+    forget(conn, settings.retention)
+    return ready
 
 
 def forget(conn: psycopg.Connection[Any], age: float) -> int:
