@@ -84,8 +84,10 @@ def since(conn: psycopg.Connection[Any]) -> int:
 class Word(NamedTuple):
     """The last word about a key: what the log says that a participant should have, or not have, of it."""
 
-    #: The intent that says it.
+    #: The intent that says it: the repeated one, or a repetition of what is gone.
     id: int
+    #: Where it counts among the intents of its key.
+    rank: int
     key: str
     #: `put` or `delete`.
     action: str
@@ -147,9 +149,9 @@ def of_keys(conn: psycopg.Connection[Any], target: str, keys: Collection[str]) -
     return [word.again(floor) for word in found.values() if not word.held] + never
 
 
-def changed(conn: psycopg.Connection[Any], target: str, since: int) -> set[str]:
-    """Keys about which something was said above id `since`: a word about them from before is not the last one."""
-    return {row[0] for row in conn.execute(sql.load("repetition_changed"), {"target": target, "since": since})}
+def changed(conn: psycopg.Connection[Any], target: str, since: int) -> dict[str, int]:
+    """Keys about which something was said above id `since` → what was said last. A word of a lower rank is old."""
+    return dict(conn.execute(sql.load("repetition_changed"), {"target": target, "since": since}).fetchall())
 
 
 def append(

@@ -134,7 +134,7 @@ class Course:
         over = False
         while not over:
             begun = time.monotonic()
-            changed, floor = set[str](), repetition.since(self._conn)
+            changed, floor = dict[str, int](), repetition.since(self._conn)
             chosen = meant(self.progress["chosen"])
             with closing(repetition.words(self._stream, target, chosen, after=self.progress["after"])) as words:
                 over = True
@@ -150,7 +150,7 @@ class Course:
                         break
 
     def _sorted(
-        self, target: str, chunk: Sequence[Word], changed: set[str], floor: int
+        self, target: str, chunk: Sequence[Word], changed: dict[str, int], floor: int
     ) -> tuple[list[Again], Counter[str]]:
         """→ what to repeat of a chunk, and why the rest is left out."""
         nowhere = set[str]()
@@ -159,7 +159,7 @@ class Course:
         left: Counter[str] = Counter()
         again = []
         for word in chunk:
-            if word.key in changed:
+            if changed.get(word.key, 0) > word.rank:
                 left["superseded"] += 1
             elif word.held:
                 left["behind"] += 1

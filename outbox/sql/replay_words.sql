@@ -3,7 +3,7 @@
 --   one holds the key (then a repetition would only queue up behind it). Of a blob, whether its bytes travel along.
 --   Reads all of the target's rows once; the sort is the server's.
 -- Locks: none. Tables: outbox.word, outbox.parked (read). Called by: outbox.repetition.words.
-select w.id, w.key, w.action, p.first, coalesce(p.holds, false) as held, w.stage, w.inline
+select w.id, w.rank, w.key, w.action, p.first, coalesce(p.holds, false) as held, w.stage, w.inline
   from (
   select distinct on (w.key collate "C") w.id, w.key, w.action, w.rank, w.saga, w.xid, w.created_at, w.based,
          case when w.target = 'blob' then w.payload ->> 'stage' end as stage,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -44,8 +43,8 @@ class Repeater:
 
 
 @pytest.fixture
-def repeater(bench: Bench, operator: Conn) -> Iterator[Repeater]:
-    yield Repeater(bench, operator)
+def repeater(bench: Bench, operator: Conn) -> Repeater:
+    return Repeater(bench, operator)
 
 
 def delete(bench: Bench, key: str) -> int:
@@ -300,3 +299,33 @@ def test_headers_that_only_look_like_a_repetitions_harm_nothing(bench: Bench, re
     assert repeater.bring_back("k") == 1
     bench.drain(reader)
     assert bench.sink.effects == [("k", 1)] * 2
+
+
+def test_repetition_i4_is_left_out_when_it_is_the_straggler_itself(
+    bench: Bench, repeater: Repeater, operator: Conn
+) -> None:
+    old = bench.emit("k", 1)
+    reader = bench.reader()
+    bench.drain(reader)
+    since = repeater.since()
+    # When something newer, with a higher id, is read before the repetition commits
+    with operator.transaction():
+        repetition.append(operator, repeater.operation, TARGET, [Again(old, since)])
+        bench.emit("k", 2)
+        bench.drain(reader)
+    bench.drain(reader)
+    assert bench.sink.effects == [("k", 1), ("k", 2)]
+
+
+def test_repetition_is_not_overtaken_by_another_one_of_something_older(bench: Bench, repeater: Repeater) -> None:
+    # Given: two replays; the one that is behind says something old, which is left out
+    old, early = bench.emit("k", 1), repeater.since()
+    new = bench.emit("k", 2)
+    reader = bench.reader()
+    bench.drain(reader)
+    late = repeater.since()
+    repeater.repeat(old, early)
+    repeater.repeat(new, late)
+    bench.sink.effects.clear()
+    bench.drain(reader)
+    assert bench.sink.effects == [("k", 2)]
