@@ -76,6 +76,12 @@ NAMES = (
     "house.positions",
     "sweep.removed",
     "sweep.purged",
+    # A scrub, and its repair.
+    "scrub.spilled",
+    "scrub.confirmed",
+    "scrub.saved",
+    "scrub.aside",
+    "scrub.emitted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

@@ -9,11 +9,13 @@ select id, target, 'put' as action, key, body, null::timestamptz as due, null::u
       select id, target, 'put' as action, key, payload::text as body, headers::text as headers
         from outbox.base
        where target = %(target)s and slot between %(slot_low)s and %(slot_high)s and key > %(after)s collate "C"
+         and (%(keys)s::text[] is null or key = any (%(keys)s))
       union all
       select l.id, l.target, l.action, l.key, l.payload::text, l.headers::text
         from outbox.log l
        where l.target = %(target)s and l.slot between %(slot_low)s and %(slot_high)s
          and l.key > %(after)s collate "C" and l.action in ('put', 'delete')
+         and (%(keys)s::text[] is null or l.key = any (%(keys)s))
          and l.id <= %(high)s and pg_visible_in_snapshot(l.xid, %(snapshot)s)
          and not exists (select from outbox.parked p where p.id = l.id)
          and not exists (select from outbox.saga_void v where v.id = l.id)
