@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +64,7 @@ class IndexSubject:
         """Every document, also those that nobody could find by a key."""
         for name in sorted(self._paths):
             after = 0
-            while found := self._read(name, lambda db, name=name, after=after: _slice(db, name, after)):
+            while found := self._read(name, partial(_slice, shard=name, after=after)):
                 after = int(found[-1].place.partition("/")[2])
                 yield from found
 
@@ -73,7 +74,7 @@ class IndexSubject:
         found: dict[str, list[Held]] = {}
         for name in sorted(self._paths):
             for key in keys:
-                if held := self._read(name, lambda db, name=name, key=key: _under(db, name, key)):
+                if held := self._read(name, partial(_under, shard=name, key=key)):
                     found.setdefault(key, []).extend(held)
         return found
 
@@ -175,12 +176,12 @@ def _held(db: Any, shard: str, number: int) -> Held:
     try:
         doc = db.get_document(number)
         record, term = _record(doc), _key_term(doc)
-    except (xapian.DatabaseCorruptError, xapian.DatabaseError) as error:
+    except xapian.DatabaseError as error:
         if isinstance(error, xapian.DatabaseModifiedError):
             raise
         return Held("", 0, place, f"the document can't be read ({type(error).__name__})")
-    key, number = record.get("key"), record.get("id")
-    id_ = number if isinstance(number, int) else 0
+    key, id_ = record.get("key"), record.get("id")
+    id_ = id_ if isinstance(id_, int) else 0
     if isinstance(key, str) and term == key_term(key).encode():
         return Held(key, id_, place)
     if not term:
