@@ -19,6 +19,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
     OUTBOX_TTL            seconds of a lane's lease
     OUTBOX_SAGAS          modules that define sagas: package.module[,…]
+    OUTBOX_SCRUB_EVERY    how often `outbox scrub --scheduled` scrubs each participant, such as 7d
+    OUTBOX_SCRUB_RATE     bytes of blobs, or else items, that such a scrub looks at in a second
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
 """
 
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from outbox.errors import NotReady, StateVersion
+from outbox.span import parse
 
 STATE_FORMAT = 1
 """Layout of the state directory. A directory of another format is refused, never converted in silence."""
@@ -87,6 +90,10 @@ class Settings:
     blob_inline: int = 0
     #: Modules that define sagas.
     sagas: tuple[str, ...] = ()
+    #: Seconds between two scheduled scrubs of a participant; None: there is no schedule.
+    scrub_every: float | None = None
+    #: Bytes of blobs, or else items, that a scheduled scrub looks at in a second; None: as fast as it can.
+    scrub_rate: float | None = None
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -130,6 +137,8 @@ class Settings:
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
             blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
             sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
+            scrub_every=_every(env.get("OUTBOX_SCRUB_EVERY") or ""),
+            scrub_rate=_rate(env.get("OUTBOX_SCRUB_RATE") or ""),
         )
 
 
@@ -167,6 +176,23 @@ def _inline(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > INLINE_MOST:
         raise NotReady(f"OUTBOX_BLOB_INLINE={text!r} is not a number of bytes up to {INLINE_MOST:,}: correct it")
     return int(text)
+
+
+def _every(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise NotReady(f"OUTBOX_SCRUB_EVERY: {error}") from None
+
+
+def _rate(text: str) -> float | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise NotReady(f"OUTBOX_SCRUB_RATE={text!r} is not a whole number a second, such as 20000000: correct it")
+    return float(text)
 
 
 def _embedded_database(state: dict[str, Any], role: Role) -> str:

@@ -144,6 +144,13 @@ class Bar:
         """So much more is done."""
         self._progress.advance(self._task, count)
 
+    def at(self, done: float, total: float | None = None) -> None:
+        """So much is done altogether; `total` when more is known of that."""
+        if total is None:
+            self._progress.update(self._task, completed=done)
+        else:
+            self._progress.update(self._task, completed=done, total=total)
+
     def say(self, what: str) -> None:
         """What it is doing, such as waiting for something."""
         self._progress.update(self._task, description=what)

@@ -15,7 +15,7 @@ Keys that fail 3 are in motion. They are not looked at until the next scrub, and
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -27,6 +27,17 @@ from workers.scrub.pace import Pace
 from workers.scrub.subject import Held, Subject
 
 _Group = tuple[Intent | None, list[Held]]
+
+
+class Confirmed(NamedTuple):
+    """What a second look found."""
+
+    #: What is really wrong, in order of key.
+    findings: list[Finding]
+    #: How many keys are in motion.
+    moving: int
+    #: Key → the intent that says what it should hold, for those keys that weren't in motion before the look.
+    expected: dict[str, Intent]
 
 
 def paired(expected: Iterable[Intent], held: Iterable[Held]) -> Iterator[tuple[str, _Group]]:
@@ -66,23 +77,21 @@ def judge(subject: Subject, key: str, group: _Group, pace: Pace) -> Finding | No
     return Finding("corrupt", key, intent.id, why, subject.repair("corrupt"))
 
 
-def confirm(
-    conn: psycopg.Connection[Any], subject: Subject, at: Tick, keys: Collection[str], pace: Pace
-) -> tuple[list[Finding], int]:
-    """Look again. → what is really wrong, in order of key, and how many keys are in motion."""
+def confirm(conn: psycopg.Connection[Any], subject: Subject, at: Tick, keys: Collection[str], pace: Pace) -> Confirmed:
+    """Look again at what `keys` hold now."""
     if not keys:
-        return [], 0
+        return Confirmed([], 0, {})
     # Cheap, and with much traffic nearly all of them; the next one reads the log.
     moving = in_motion(conn, subject.target, at, keys)
     settled = sorted(set(keys) - moving)
     if not settled:
-        return [], len(moving)
+        return Confirmed([], len(moving), {})
     expected = {intent.key: intent for intent in live.puts(conn, subject.target, at, keys=settled)}
     found = subject.look(settled)
     findings = [judge(subject, key, (expected.get(key), found.get(key, [])), pace) for key in settled]
     wrong = {finding.key: finding for finding in findings if finding is not None}
     late = in_motion(conn, subject.target, at, wrong)
-    return [wrong[key] for key in wrong if key not in late], len(moving) + len(late)
+    return Confirmed([wrong[key] for key in wrong if key not in late], len(moving) + len(late), expected)
 
 
 def in_motion(conn: psycopg.Connection[Any], target: str, at: Tick, keys: Collection[str]) -> set[str]:

@@ -30,6 +30,7 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.log import Slots
 from outbox.operation import Operation
+from outbox.span import seconds
 from outbox.tick import Tick
 from workers.scrub.comparison import confirm, judge, paired
 from workers.scrub.finding import Finding
@@ -45,6 +46,9 @@ SUSPICIONS = 5000
 
 SAVE_EVERY = 10.0
 """Seconds between saves: what a kill costs; also the lease's renewal."""
+
+OLD = 3600.0
+"""Seconds: a lane that is behind by more is worth a note."""
 
 CONFIRM_EVERY = 60.0
 """Seconds after which suspicions are looked into however few they are: nothing behind them can be saved before."""
@@ -72,7 +76,12 @@ class Progress:
     findings: list[Finding] = field(default_factory=list)
     #: Findings whose repair was emitted, or found to be impossible.
     repaired: int = 0
+    #: Intents that were written to repair them.
     emitted: int = 0
+    #: Findings that were there no more when they were to be repaired.
+    gone: int = 0
+    #: What a reader of the numbers should know.
+    note: str = ""
 
     @classmethod
     def read(cls, stored: dict[str, Any]) -> Progress:
@@ -87,6 +96,11 @@ class Progress:
         """Count them all, list the first."""
         self.counts = dict(Counter(self.counts) + Counter(finding.kind for finding in findings))
         self.findings += findings[: max(0, LISTED - len(self.findings))]
+
+    @property
+    def mended(self) -> int:
+        """Findings that need nobody any more."""
+        return self.emitted + self.gone
 
     @property
     def found(self) -> int:
@@ -128,10 +142,22 @@ class Survey:
         ):
             hit("scrub.spilled")
             progress.tick, progress.total = at.id, progress.items + expected.count
+            progress.note = self._note(at)
             self._compare(at, (Intent._make(row) for row in expected), (Held(*row) for row in held))
         progress.surveyed = True
         self._save()
         return progress
+
+    def _note(self, at: Tick) -> str:
+        row = self._conn.execute("select extract(epoch from outbox.now() - %s)::float8", (at.at,)).fetchone()
+        age = row[0] if row else 0.0
+        if age < OLD or not self._behind(at):
+            return ""
+        return f"a lane stands where it was {seconds(age)} ago: nothing that was written since was compared"
+
+    def _behind(self, at: Tick) -> bool:
+        """Whether the tick is old because a lane is behind, and not because nothing happened."""
+        return tick.latest(self._conn).high > at.high
 
     def _expected(self, at: Tick) -> Iterator[Intent]:
         progress = self.progress
@@ -171,15 +197,15 @@ class Survey:
 
     def _strays(self, found: list[Held]) -> list[Finding]:
         return [
-            Finding("corrupt" if stray.id else "orphaned", stray.place, stray.id, stray.fault, "", self._subject.advice)
+            Finding("orphaned", stray.place, stray.id, stray.fault, "", self._subject.advice)
             for stray in found
             if self._subject.still(stray)
         ]
 
     def _look_again(self, at: Tick, suspicions: list[str], key: str) -> list[str]:
-        findings, moving = confirm(self._conn, self._subject, at, suspicions, self._pace)
-        self.progress.add(findings)
-        self.progress.moving += moving
+        confirmed = confirm(self._conn, self._subject, at, suspicions, self._pace)
+        self.progress.add(confirmed.findings)
+        self.progress.moving += confirmed.moving
         hit("scrub.confirmed")
         self._mark(key)
         return []
