@@ -82,8 +82,8 @@ def _one(args: argparse.Namespace, settings: Settings, conn: Connection, target:
     with course.under_way(conn, ours):
         progress = _survey(args, settings, conn, ours)
         if not args.json:
-            _print(ours, target, progress)
-        repair = args.repair and progress.repaired < len(progress.findings)
+            _print(target, progress)
+        repair = args.repair and any(each.repair for each in progress.findings[progress.repaired :])
         if repair and not args.dry_run and course.agreed(_plan(target, progress), "Repair?", yes=args.yes):
             progress = _repair(args, settings, conn, ours)
         elif repair and args.dry_run:
@@ -139,7 +139,7 @@ def _shown(bar: course.Bar, *, by_bytes: bool) -> Callable[[Progress], None]:
     return tell
 
 
-def _print(ours: Operation, target: str, progress: Progress) -> None:
+def _print(target: str, progress: Progress) -> None:
     counts = [progress.counts.get(kind, 0) for kind in KINDS]
     head = ("participant", "items", "bytes", *KINDS, "in motion", "tick")
     print(table(head, [(target, progress.items, progress.bytes, *counts, progress.moving, progress.tick)]))
@@ -150,7 +150,6 @@ def _print(ours: Operation, target: str, progress: Progress) -> None:
         print(table(("kind", "key", "intent", "what is wrong", "what to do"), rows))
     if progress.found > len(progress.findings):
         print(f"… and {progress.found - len(progress.findings):,} more: build the participant anew (outbox resilver)")
-    del ours
 
 
 def _plan(target: str, progress: Progress) -> str:

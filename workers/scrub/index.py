@@ -62,6 +62,7 @@ class IndexSubject:
 
     def held(self) -> Iterator[Held]:
         """Every document, also those that nobody could find by a key."""
+        self.close()
         for name in sorted(self._paths):
             after = 0
             while found := self._read(name, partial(_slice, shard=name, after=after)):

@@ -30,6 +30,7 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.log import Slots
 from outbox.operation import Operation
+from outbox.position import Position
 from outbox.span import seconds
 from outbox.tick import Tick
 from workers.scrub.comparison import confirm, judge, paired
@@ -237,12 +238,18 @@ def lanes_of(conn: psycopg.Connection[Any], target: str) -> list[Slots]:
     return found
 
 
+def lowest(conn: psycopg.Connection[Any], target: str) -> Position:
+    """Where the last of a participant's lanes stands, by the log's word. Raises `NotReady`."""
+    lanes = range(len(lanes_of(conn, target)))
+    return min((lane.stand(conn, target, number) for number in lanes), key=lambda stand: stand.tick)
+
+
 def passed(conn: psycopg.Connection[Any], subject: Subject) -> Tick:
     """The newest tick that every lane has passed, by the log's word and by the participant's own.
 
     An index that was restored from a backup is behind its lane until its worker has caught up.
     """
-    stands = [lane.stand(conn, subject.target, number) for number in range(len(lanes_of(conn, subject.target)))]
+    stands = [lowest(conn, subject.target)]
     for own in subject.positions():
         if own is None:
             return tick.first(conn)
