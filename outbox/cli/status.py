@@ -73,6 +73,12 @@ def render(status: Status) -> str:
     if status.sagas:
         states = [(s["state"], s["count"], seconds(s["oldest_seconds"])) for s in status.sagas]
         parts.append("open sagas\n" + table(("state", "sagas", "oldest"), states))
+    if status.scrubs:
+        done = [
+            (s["target"], s["found"], s["found"] - s["mended"], f"{seconds(s['seconds'])} ago", seconds(s["every"]))
+            for s in status.scrubs
+        ]
+        parts.append("last scrubs\n" + table(("participant", "found", "left", "begun", "every"), done))
     if status.holders:
         rows = [
             (h["prepared"] or f"pid {h['pid']}", seconds(h["seconds"]), h["state"], h["application_name"])

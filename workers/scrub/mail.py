@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from operator import itemgetter
 from math import inf
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import psycopg

@@ -2,7 +2,8 @@
 
 `outbox scrub --scheduled` is a program for supervisord. It scrubs each participant when the last complete scrub of it
 began longer ago than OUTBOX_SCRUB_EVERY, one after the other, and politely: with a low priority, which Linux takes
-for the disk too, and at OUTBOX_SCRUB_RATE. It repairs nothing: what it finds is for a person, whom `outbox status` tells.
+for the disk too, and at OUTBOX_SCRUB_RATE. It repairs nothing: what it finds is for a person, whom `outbox status`
+tells.
 
 A scrub that was killed goes on with the next start. The database decides what is due, so that it doesn't matter how
 many of these programs run, or on which machine: an operation has one owner.
@@ -15,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -56,7 +58,8 @@ def known(settings: Settings, conn: psycopg.Connection[Any]) -> list[str]:
 
 def run(settings: Settings, targets: Sequence[str], rate: float | None, stop: threading.Event) -> None:
     """Scrub what is due, until told to stop. Raises `NotReady` if there is no schedule."""
-    every = required_every(settings)
+    required_every(settings)
+    settings = replace(settings, scrub_rate=rate or settings.scrub_rate)
     with suppress(OSError):
         os.nice(NICE)
     while not stop.is_set():
@@ -64,7 +67,7 @@ def run(settings: Settings, targets: Sequence[str], rate: float | None, stop: th
             with connect(settings.database, name="scrub") as conn:
                 for target in targets or known(settings, conn):
                     if not stop.is_set():
-                        _if_due(settings, conn, target, every, rate or settings.scrub_rate, stop)
+                        if_due(settings, conn, target, stop)
         except (psycopg.OperationalError, Unreachable) as error:
             log.warning("scrub: the database is lost (%s): trying again", reason(error))
         stop.wait(LOOK_EVERY)
@@ -81,10 +84,9 @@ class _Stopped(Exception):
     """The program is to end, in the middle of a scrub."""
 
 
-def _if_due(
-    settings: Settings, conn: Connection, target: str, every: float, rate: float | None, stop: threading.Event
-) -> None:
-    request = {"target": target, "repair": False, "every": every}
+def if_due(settings: Settings, conn: Connection, target: str, stop: threading.Event) -> None:
+    """Scrub one participant, if it is its time and nobody is at it."""
+    request = {"target": target, "repair": False, "every": required_every(settings)}
     ours = _take_up(conn, request)
     if ours is None:
         return
@@ -95,7 +97,7 @@ def _if_due(
             raise _Stopped
 
     try:
-        progress = _survey(settings, conn, ours, rate, tell)
+        progress = _survey(settings, conn, ours, tell)
     except _Stopped:
         ours.end(conn, "running")
     except Fenced as error:
@@ -124,17 +126,15 @@ def _take_up(conn: Connection, request: dict[str, Any]) -> Operation | None:
     return operation.begin(conn, KIND, request)
 
 
-def _survey(
-    settings: Settings, conn: Connection, ours: Operation, rate: float | None, tell: Callable[[Progress], None]
-) -> Progress:
+def _survey(settings: Settings, conn: Connection, ours: Operation, tell: Callable[[Progress], None]) -> Progress:
     target = ours.request["target"]
     if target == "mail":
         from workers.scrub.mail import MailSurvey  # noqa: PLC0415 - only paid where it is used
 
         return MailSurvey(settings, conn, ours).run()
     subject, store = subject_of(settings, conn, target, None if target in BUILT_IN else contributed(target))
-    limit = None if rate is None else Rate(rate, "items" if store is None else "bytes")
+    rate = None if settings.scrub_rate is None else Rate(settings.scrub_rate, "items" if store is None else "bytes")
     try:
-        return Survey(conn, ours, subject, rate=limit, tell=tell).run()
+        return Survey(conn, ours, subject, rate=rate, tell=tell).run()
     finally:
         subject.close()
