@@ -63,7 +63,8 @@ def test_production(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert programs.pop("socket") == str(directory / "supervisor.sock")
     assert set(programs) == {*supervisor.WORKERS, "scrub"}
     for name, program in programs.items():
-        assert program["argv"] == ["/opt/my venv/bin/outbox", "--verbose", "work", name]
+        words = ["scrub", "--scheduled"] if name == "scrub" else ["work", name]
+        assert program["argv"] == ["/opt/my venv/bin/outbox", "--verbose", *words]
         assert program["directory"] == str(directory)
         assert program["log"] == str(directory / "log" / f"{name}.log")
         assert program["environment"]["OUTBOX_BLOBS"] == str(directory / "blobs")

@@ -24,7 +24,7 @@ from workers.cli import course
 from workers.cli.work import contributed, named
 from workers.process import Stop
 from workers.scrub import schedule
-from workers.scrub.choice import subject_of
+from workers.scrub.choice import UNSCRUBBED, subject_of
 from workers.scrub.finding import KINDS
 from workers.scrub.pace import Rate
 from workers.scrub.repair import Repairer
@@ -99,7 +99,7 @@ def _subject(args: argparse.Namespace, settings: Settings, conn: Connection, tar
     make: Callable[[], Participant] | None = None
     if args.participant:
         make = named(args.participant)
-    elif target not in schedule.BUILT_IN:
+    elif target not in (*schedule.BUILT_IN, *UNSCRUBBED):
         make = contributed(target)
     return subject_of(settings, conn, target, make)
 
