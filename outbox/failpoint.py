@@ -68,6 +68,11 @@ NAMES = (
     "parked.applied",
     "parked.recorded",
     "parked.promoted",
+    # A replay.
+    "replay.begun",
+    "replay.appended",
+    "replay.saved",
+    "replay.ended",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",

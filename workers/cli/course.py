@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from rich.console import Console
@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from outbox import operation
 from outbox.cli.word import identity
 from outbox.errors import NotReady, OutboxError
+from outbox.lane import is_gone
 from outbox.operation import Operation
 
 _RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kMG]?)(?:/s)?")
@@ -76,7 +77,8 @@ def take_up(
     """
     if number is None:
         for row in reversed(operation.find(conn, kind=kind, state="running")):
-            if row["request"] == request and not row["runs"]:
+            # A process that was killed holds its lease for a while yet; on this machine one can see that it is gone.
+            if row["request"] == request and not (row["runs"] and not is_gone(row["place"])):
                 print(
                     f"{kind} {row['id']} of {row['started_at']:%Y-%m-%d %H:%M} was asked for the same and has not "
                     f"ended: it goes on (to begin anew: outbox operations abandon {row['id']}).",
@@ -131,9 +133,10 @@ class Bar:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._progress.add_task(what, total=total, completed=done)
+        self._task = self._progress.add_task(what, total=total)
+        self._progress.update(self._task, completed=done)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
