@@ -87,6 +87,12 @@ NAMES = (
     "retention.forgotten",
     "sweep.removed",
     "sweep.purged",
+    # A scrub, and its repair.
+    "scrub.spilled",
+    "scrub.confirmed",
+    "scrub.saved",
+    "scrub.aside",
+    "scrub.emitted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

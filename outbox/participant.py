@@ -178,6 +178,14 @@ class Timed(Protocol):
 
 
 @runtime_checkable
+class Digested(Protocol):
+    """What a participant has beside `Participant` if scrub is to compare contents, and not keys alone."""
+
+    def digest(self, intent: Intent) -> str:
+        """What `Item.digest` is when the content of this put is held. Makes no effect; no lane is open."""
+
+
+@runtime_checkable
 class TwoPhase(Protocol):
     """What a participant has beside `Participant` if its effects can be prepared before they are made.
 

@@ -129,7 +129,15 @@ def take(conn: psycopg.Connection[Any], epoch: int, low: int, nonce: str) -> Tic
 
 def latest(conn: psycopg.Connection[Any]) -> Tick:
     """The newest tick; there is always one."""
-    row = conn.execute(sql.load("tick_latest")).fetchone()
+    return _only(conn.execute(sql.load("tick_latest")).fetchone())
+
+
+def first(conn: psycopg.Connection[Any]) -> Tick:
+    """The oldest tick: where a participant begins that holds nothing."""
+    return _only(conn.execute(sql.load("tick_first")).fetchone())
+
+
+def _only(row: tuple[Any, ...] | None) -> Tick:
     if row is None:
         raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
     return Tick(*row)

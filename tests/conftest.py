@@ -14,6 +14,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.postgres",
     "tests.fixtures.sagas",
     "tests.fixtures.proxy",
+    "tests.fixtures.scrub",
     "tests.fixtures.site",
     "tests.fixtures.retention",
     "tests.fixtures.s3",

@@ -115,7 +115,7 @@ class IndexParticipant:
             self._opened.drop()
 
 
-class _Put(NamedTuple):
+class Put(NamedTuple):
     """A document that is ready to be written: only the disk can fail it."""
 
     content: Content
@@ -125,17 +125,17 @@ class _Put(NamedTuple):
     terms: list[str]
 
 
-def _plan(batch: Sequence[Intent]) -> tuple[list[Outcome], dict[str, _Put | None]]:
+def _plan(batch: Sequence[Intent]) -> tuple[list[Outcome], dict[str, Put | None]]:
     """→ what becomes of each intent, and key → what to write in the end (None: delete)."""
     outcomes: list[Outcome] = []
-    last: dict[str, _Put | None] = {}
+    last: dict[str, Put | None] = {}
     failed: set[str] = set()
     for intent in batch:
         if intent.key in failed:
             outcomes.append(BLOCKED)
             continue
         try:
-            last[intent.key] = _ready(intent)
+            last[intent.key] = ready(intent)
         except Permanent as error:
             failed.add(intent.key)
             outcomes.append(Outcome(Verdict.POISON, error=str(error)))
@@ -144,7 +144,7 @@ def _plan(batch: Sequence[Intent]) -> tuple[list[Outcome], dict[str, _Put | None
     return outcomes, last
 
 
-def _ready(intent: Intent) -> _Put | None:
+def ready(intent: Intent) -> Put | None:
     """Everything about an intent that can fail because of it. Raises `Permanent`."""
     if intent.action == "delete":
         return None
@@ -169,10 +169,30 @@ def _ready(intent: Intent) -> _Put | None:
         raise Permanent(
             f"the payload can't be stored ({type(error).__name__}): correct what writes it, then skip this intent"
         ) from error
-    return _Put(content, record, terms)
+    return Put(content, record, terms)
 
 
-def _write(shard: Shard, db: Any, last: dict[str, _Put | None]) -> None:
+def build(put: Put, unique: str, generator: Any) -> Any:
+    """The xapian.Document of a put; `unique` is the term of its key. The same put makes the same document."""
+    content = put.content
+    doc = xapian.Document()
+    doc.set_data(put.record)
+    # replace_document looks for the term, but doesn't add it.
+    doc.add_boolean_term(unique)
+    for each in put.terms:
+        doc.add_boolean_term(each)
+    generator.set_document(doc)
+    if content.title:
+        generator.index_text(content.title, 1, TITLE)
+        generator.index_text(content.title, TITLE_WEIGHT)
+        # No phrase reaches from the title into the text.
+        generator.increase_termpos()
+    if content.text:
+        generator.index_text(content.text)
+    return doc
+
+
+def _write(shard: Shard, db: Any, last: dict[str, Put | None]) -> None:
     """Inside a transaction, write what is left of a batch."""
     fields = shard.fields
     for key, put in last.items():
@@ -180,24 +200,9 @@ def _write(shard: Shard, db: Any, last: dict[str, _Put | None]) -> None:
         if put is None:
             db.delete_document(unique)
             continue
-        content = put.content
-        doc = xapian.Document()
-        doc.set_data(put.record)
-        # replace_document looks for the term, but doesn't add it.
-        doc.add_boolean_term(unique)
-        for each in put.terms:
-            doc.add_boolean_term(each)
-        generator = shard.generator(content.language)
-        generator.set_document(doc)
-        if content.title:
-            generator.index_text(content.title, 1, TITLE)
-            generator.index_text(content.title, TITLE_WEIGHT)
-            # No phrase reaches from the title into the text.
-            generator.increase_termpos()
-        if content.text:
-            generator.index_text(content.text)
-        db.replace_document(unique, doc)
-        if content.keywords and not content.keywords.keys() <= fields:
-            fields |= content.keywords.keys()
+        keywords = put.content.keywords
+        db.replace_document(unique, build(put, unique, shard.generator(put.content.language)))
+        if keywords and not keywords.keys() <= fields:
+            fields |= keywords.keys()
     if fields != shard.fields:
         shard.know(fields)

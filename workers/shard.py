@@ -45,7 +45,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import xapian
 
-__all__ = ["EPOCH", "POSITION", "SLOTS", "Shard", "inventory", "xapian"]
+__all__ = ["EPOCH", "POSITION", "SLOTS", "Shard", "generator", "inventory", "numbers", "xapian"]
 
 EPOCH = "outbox.epoch"
 """Name of the metadata that holds the highest epoch that has opened the shard."""
@@ -200,9 +200,7 @@ class Shard:
         """The xapian.TermGenerator of a language."""
         found = self._generators.get(language)
         if found is None:
-            found = self._generators[language] = xapian.TermGenerator()
-            found.set_stemmer(xapian.Stem(language))
-            found.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
+            found = self._generators[language] = generator(language)
         return found
 
     def know(self, fields: frozenset[str]) -> None:
@@ -232,6 +230,14 @@ class Shard:
             os.close(folder)
 
 
+def generator(language: str) -> Any:
+    """A new xapian.TermGenerator of a language."""
+    made = xapian.TermGenerator()
+    made.set_stemmer(xapian.Stem(language))
+    made.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
+    return made
+
+
 def inventory(path: Path) -> Iterator[Item]:
     """Every document of a shard; reads beside any writer.
 
@@ -258,7 +264,7 @@ def inventory(path: Path) -> Iterator[Item]:
 def _slice(db: Any, after: int) -> tuple[list[Item], int]:
     """Up to SLICE documents whose number is above `after`, and the number of the last one."""
     items: list[Item] = []
-    for number in _numbers(db, after):
+    for number in numbers(db, after):
         record = json.loads(db.get_document(number).get_data())
         items.append(Item(record["key"], record["digest"], record["id"]))
         after = number
@@ -267,7 +273,8 @@ def _slice(db: Any, after: int) -> tuple[list[Item], int]:
     return items, after
 
 
-def _numbers(db: Any, after: int) -> Iterator[int]:
+def numbers(db: Any, after: int) -> Iterator[int]:
+    """The numbers of the documents above `after`."""
     postings = db.postlist("")
     try:
         posting = postings.skip_to(after + 1)
