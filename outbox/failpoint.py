@@ -76,6 +76,10 @@ NAMES = (
     "house.positions",
     "sweep.removed",
     "sweep.purged",
+    # An operator takes a restored log over.
+    "adopt.begun",
+    "adopt.written",
+    "adopt.adopted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

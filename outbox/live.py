@@ -38,6 +38,7 @@ def puts(
         "slot_low": slots.low,
         "slot_high": slots.high,
         "after": after,
+        "first": at.first,
         "high": at.high,
         "snapshot": at.snapshot,
     }

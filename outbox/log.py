@@ -83,7 +83,7 @@ def page(
 
     Fewer than `limit` means that the batch ends with them. Whole transactions only: all intents of one
     transaction lie in the same batch, whichever ticks are chosen. After PgQ's two-snapshot batches
-    (Skytools, `pgq.batch_event_sql`).
+    (Skytools, `pgq.batch_event_sql`). Both ticks are of one era: see `outbox.tick.reach`.
     """
     seen, end_seen = start.seen, end.seen
     with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
@@ -92,6 +92,7 @@ def page(
             {
                 "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
                 "after": after,
+                "first": start.first,
                 "floor": start.floor,
                 "high": end.high,
                 "xmax": str(seen.xmax),
@@ -109,6 +110,7 @@ def beyond(conn: psycopg.Connection[Any], tick: Tick) -> bool:
     row = conn.execute(
         sql.load("log_beyond"),
         {
+            "first": tick.first,
             "floor": tick.floor,
             "snapshot": tick.snapshot,
             "stragglers": [str(xid) for xid in sorted(tick.seen.running)],

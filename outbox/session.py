@@ -58,6 +58,12 @@ WAIT_EVERY = 0.005
 WAIT_MOST = 0.1
 
 
+# Of an earlier era, this server's transactions say nothing: what committed is in the log, unless retention dropped it.
+_STATUS = sa.text("""
+select case when exists (select from outbox.log where xid = cast(:xid as text)::xid8 and id = :id) then 'committed'
+            when :id >= (select max(first) from outbox.era) then pg_xact_status(cast(:xid as text)::xid8)
+            when :id >= (select id from outbox.horizon) then 'aborted' end
+""")
 _KNOWN = sa.text("select exists (select from outbox.participant where target = :target)")
 
 
@@ -207,9 +213,7 @@ class Outbox:
 
         None if it is still in progress. Raises `LookupError` when it is too long ago for Postgres to know.
         """
-        status = session.execute(
-            sa.text("select pg_xact_status(cast(:xid as text)::xid8)"), {"xid": str(token.xid)}
-        ).scalar()
+        status = session.execute(_STATUS, {"xid": str(token.xid), "id": token.id}).scalar()
         if status is None:
             raise LookupError(f"transaction {token.xid} is too long ago for Postgres to know its outcome")
         return {"committed": True, "aborted": False}.get(str(status))
@@ -230,8 +234,8 @@ class Outbox:
         while True:
             with engine.connect() as connection:
                 reached = connection.execute(
-                    sa.text("select outbox.reached(cast(:xid as text)::xid8, :target)"),
-                    {"xid": str(token.xid), "target": target},
+                    sa.text("select outbox.reached(cast(:xid as text)::xid8, :target, :id)"),
+                    {"xid": str(token.xid), "target": target, "id": token.id},
                 ).scalar()
                 if reached is False and not connection.execute(_KNOWN, {"target": target}).scalar():
                     raise UnknownTarget(f"no participant {target!r} is registered: nothing will ever reach it")

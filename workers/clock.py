@@ -17,11 +17,12 @@ from typing import Any
 
 import psycopg
 
-from outbox import sql, tick
+from outbox import era, sql, tick
 from outbox.database import connect
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
 from outbox.lane import Lane
+from outbox.position import Position
 from outbox.settings import Settings
 from outbox.store import Store, open_store
 from outbox.tick import new_nonce
@@ -57,7 +58,8 @@ class Clock:
     def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
         self.conn = conn
         self.lane = lane
-        tick.check_history(conn)
+        era.check(conn)
+        self._log = era.identity(conn)
         self._nonce = new_nonce()
         self._nonce_at = self._tick_at = time.monotonic()
         self._frontier: int | None = None
@@ -85,6 +87,11 @@ class Clock:
         self._last = self._take(reading)
         self._frontier = frontier if self._last.high == reading.low else None
         return True
+
+    @property
+    def position(self) -> Position:
+        """The newest tick."""
+        return Position(self._log, self._last.id, self._last.nonce)
 
     @property
     def pause(self) -> float:

@@ -101,6 +101,7 @@ class Drainer:
                         reader.open()
                         opened = True
                     worked = reader.step()
+                    self._tenure.watermark.note(reader.position)
                 except Unavailable as error:
                     waits += 1
                     self._wait(conn, lane, waits, error)
@@ -113,22 +114,26 @@ class Drainer:
                     continue
                 if self._until_idle and reader.idle():
                     return
-                if self._decided(conn):
-                    reader.decided()
+                for notice in self._notices(conn):
+                    if notice == tick.DECIDED:
+                        reader.decided()
+                    elif notice == tick.HALTED:
+                        lane.deadline = 0.0  # before the next effect the database is asked
         finally:
             # A failure to write the last position down is not an error: it is read again.
             with suppress(Exception):
                 if opened:
                     reader.close()
+                    self._tenure.watermark.note(reader.position, at_once=True)
                 else:
                     reader.participant.close()
 
-    def _decided(self, conn: Connection) -> bool:
-        """Wait until there may be something new. → whether it is an operator's decision, as far as can be heard."""
+    def _notices(self, conn: Connection) -> list[str]:
+        """Wait until there may be something new. → what was notified, as far as it can be heard."""
         if conn.pooled:
             self._stop.wait(POLL)
-            return False
-        return any(notice.payload == tick.DECIDED for notice in conn.notifies(timeout=WAKE, stop_after=1))
+            return []
+        return [notice.payload for notice in conn.notifies(timeout=WAKE, stop_after=1)]
 
     def _wait(self, conn: Connection, lane: Lane, waits: int, error: Unavailable) -> None:
         """The circuit breaker: while the participant is down, wait with backoff and count nothing."""
@@ -147,13 +152,17 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
     house = Housekeeping(settings, stop)
     house.start()
 
+    tenure = Tenure(settings, "clock", 0, stop)
+
     def work(conn: Connection, lane: Lane) -> None:
         clock = Clock(conn, lane)
         while not stop.is_set():
+            tenure.watermark.note(clock.position)
             if not clock.step():
                 stop.wait(clock.pause)
+        tenure.watermark.note(clock.position, at_once=True)
 
-    Tenure(settings, "clock", 0, stop).run(work)
+    tenure.run(work)
     house.join()
 
 

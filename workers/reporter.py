@@ -98,14 +98,22 @@ class Reporter:
         """Report what the participant holds already and nobody has recorded, because its owner died just before."""
         if (own.tick, own.upto, own.after) <= (recorded.tick, recorded.upto, recorded.after):
             return
-        start, end = tick.get(self._conn, recorded.tick), tick.get(self._conn, own.upto or own.tick)
+        start, last = tick.get(self._conn, recorded.tick), tick.get(self._conn, own.upto or own.tick)
         after = recorded.after
+        while start.id != last.id:
+            end = tick.reach(self._conn, start, last)
+            if end.first == start.first:
+                self._held(start, end, after, own.after if end.id == own.upto else None)
+            start, after = end, 0
+
+    def _held(self, start: tick.Tick, end: tick.Tick, after: int, until: int | None) -> None:
+        """The same for one batch, after id `after` and up to id `until`."""
         while True:
             page = log.page(
                 self._conn, start, end,
                 target=self._lane.target, slots=self._lane.slots, after=after, limit=PAGE,
             )  # fmt: skip
-            held = [i.id for i in page if i.saga is not None and (not own.upto or i.id <= own.after)]
+            held = [i.id for i in page if i.saga is not None and (until is None or i.id <= until)]
             if held:
                 with self._conn.transaction():
                     self._lane.fence(self._conn)

@@ -30,6 +30,7 @@ COMMANDS = {
     "why": "outbox.cli.why",
     "parked": "outbox.cli.parked",
     "audit": "outbox.cli.audit",
+    "adopt": "outbox.cli.adopt",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
 }

@@ -14,7 +14,7 @@ select id, target, 'put' as action, key, body, null::timestamptz as due, null::u
         from outbox.log l
        where l.target = %(target)s and l.slot between %(slot_low)s and %(slot_high)s
          and l.key > %(after)s collate "C" and l.action in ('put', 'delete')
-         and l.id <= %(high)s and pg_visible_in_snapshot(l.xid, %(snapshot)s)
+         and outbox.shows(%(first)s, %(high)s, %(snapshot)s, l.xid, l.id)
          and not exists (select from outbox.parked p where p.id = l.id)
          and not exists (select from outbox.saga_void v where v.id = l.id)
     ) as known

@@ -1,6 +1,6 @@
 -- Purpose: what earlier owners of the lane left open, and is not parked as in doubt already.
 -- Locks: none. Tables: outbox.receipt, outbox.log, outbox.parked (read). Called by: outbox.receipt.doubts.
-select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text, r.opened_at, r.evidence
+select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text, r.opened_at, r.evidence, r.adopted
   from outbox.receipt r join outbox.log l on l.id = r.id
  where r.state = 'open' and r.target = %(target)s and r.slot between %(slot_low)s and %(slot_high)s
    and r.epoch < %(epoch)s

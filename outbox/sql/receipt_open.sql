@@ -9,6 +9,6 @@ insert into outbox.receipt as r (id, target, slot, state, epoch)
 select l.id, l.target, l.slot, 'open', %(epoch)s from fence, outbox.log l where l.id = any(%(ids)s)
 on conflict (id) do update
    set state = case r.state when 'prepared' then 'prepared' else 'open' end,
-       attempts = r.attempts + 1, epoch = excluded.epoch, opened_at = excluded.opened_at
+       attempts = r.attempts + 1, epoch = excluded.epoch, opened_at = excluded.opened_at, adopted = false
  where r.state <> 'closed'
 returning r.id, r.evidence
