@@ -86,7 +86,9 @@ def plan(conn: psycopg.Connection[Any], watermark: Watermark) -> Plan:
         )
     rows = conn.execute(sql.load("adoption_plan")).fetchall()
     return Plan(
-        found, trouble, [Undone(*row, 0 if row[0] in IDEMPOTENT else row[1]) for row in rows]
+        found,
+        trouble,
+        [Undone(target, count, parked, 0 if target in IDEMPOTENT else count) for target, count, parked in rows],
     )
 
 

@@ -58,12 +58,6 @@ WAIT_EVERY = 0.005
 WAIT_MOST = 0.1
 
 
-# Of an earlier era, this server's transactions say nothing: what committed is in the log, unless retention dropped it.
-_STATUS = sa.text("""
-select case when exists (select from outbox.log where xid = cast(:xid as text)::xid8 and id = :id) then 'committed'
-            when :id >= (select max(first) from outbox.era) then pg_xact_status(cast(:xid as text)::xid8)
-            when :id >= (select id from outbox.horizon) then 'aborted' end
-""")
 _KNOWN = sa.text("select exists (select from outbox.participant where target = :target)")
 
 
@@ -213,7 +207,9 @@ class Outbox:
 
         None if it is still in progress. Raises `LookupError` when it is too long ago for Postgres to know.
         """
-        status = session.execute(_STATUS, {"xid": str(token.xid), "id": token.id}).scalar()
+        status = session.execute(
+            sa.text("select outbox.fate(cast(:xid as text)::xid8, :id)"), {"xid": str(token.xid), "id": token.id}
+        ).scalar()
         if status is None:
             raise LookupError(f"transaction {token.xid} is too long ago for Postgres to know its outcome")
         return {"committed": True, "aborted": False}.get(str(status))

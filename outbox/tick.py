@@ -149,48 +149,48 @@ def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMED
             f"position {position} belongs to another database's log. Nothing was skipped. Either set OUTBOX_DATABASE "
             f"to the database that it was fed from, or {remedy}"
         )
-    if position.upto:
-        _within(conn, position, position.upto, remedy)
     before, after = _around(conn, position.tick)
-    if before and before.id == position.tick:
-        if before.nonce != position.nonce:
-            raise _elsewhere(position)
-        if position.upto and not _exists(conn, position.upto):
-            return position._replace(upto=0, after=0)
-        return position
-    _within(conn, position, position.tick, remedy)
-    if before is None or after is None or after.nonce != position.nonce:
-        raise _elsewhere(position)
-    return Position(position.log, before.id, before.nonce)
+    if before is None or not _known(position, before, after):
+        raise _elsewhere(conn, position, remedy)
+    if before.id != position.tick:
+        return Position(position.log, before.id, before.nonce)
+    if position.upto and not _exists(conn, position.upto):
+        # Thinned, unless it lies in what the log lost: then the batch is not the one that it was.
+        if _around(conn, position.upto)[1] is None or _lost(conn, position.upto):
+            raise _elsewhere(conn, position, remedy)
+        return position._replace(upto=0, after=0)
+    return position
 
 
 def _around(conn: psycopg.Connection[Any], tick: int) -> tuple[Tick | None, Tick | None]:
     """The nearest ticks that are there: this one or before, and after."""
     found = [Tick(*row) for row in conn.execute(sql.load("tick_get"), {"id": tick})]
-    before = [one for one in found if one.id <= tick]
-    return (before or [None])[0], (found[len(before) :] or [None])[0]
+    before = next((one for one in found if one.id <= tick), None)
+    return before, next((one for one in found if one.id > tick), None)
 
 
-def _within(conn: psycopg.Connection[Any], position: Position, tick: int, remedy: str) -> None:
-    """That a tick is there, or was thinned: not in what the log lost, or never had."""
-    before, after = _around(conn, tick)
-    if before is not None and before.id == tick:
-        return
-    if after is None:
-        raise _elsewhere(position)
-    lost = conn.execute(sql.load("era_between"), {"tick": tick}).fetchone()
-    if lost is not None:
-        number, at = lost
-        raise NotThisLog(
-            f"position {position} is ahead of this log, which lost its time when the database was restored to an "
-            f"earlier one (era {number}, adopted {at:%Y-%m-%d %H:%M} UTC). Nothing was skipped: {remedy}"
+def _known(position: Position, before: Tick, after: Tick | None) -> bool:
+    """Whether its tick is there with its nonce, or was thinned: the last one of each nonce never is."""
+    if before.id == position.tick:
+        return before.nonce == position.nonce
+    return after is not None and after.nonce == position.nonce
+
+
+def _lost(conn: psycopg.Connection[Any], tick: int) -> bool:
+    return conn.execute(sql.load("era_lost"), {"tick": tick}).fetchone() is not None
+
+
+def _elsewhere(conn: psycopg.Connection[Any], position: Position, remedy: str) -> NotThisLog:
+    """What to raise for a position that isn't of this history."""
+    newest = era.look(conn)
+    if newest.number > 1 and position.tick < newest.opened:
+        return NotThisLog(
+            f"position {position} is of a time that this log has lost: the database was restored to an earlier one "
+            f"(adopted {newest.at:%Y-%m-%d %H:%M %Z}, era {newest.number}). Nothing was skipped: {remedy}"
         )
-
-
-def _elsewhere(position: Position) -> WentBack:
     says = (
         f"position {position} was seen, and this log doesn't have it: the log was restored to an earlier time, or the "
-        "position is of a copy of it that went on"
+        "position is from a copy of it that went on"
     )
     return WentBack(f"{says}. {era.REMEDY}", says)
 

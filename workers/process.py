@@ -114,26 +114,29 @@ class Drainer:
                     continue
                 if self._until_idle and reader.idle():
                     return
-                for notice in self._notices(conn):
-                    if notice == tick.DECIDED:
-                        reader.decided()
-                    elif notice == tick.HALTED:
-                        lane.deadline = 0.0  # before the next effect the database is asked
+                self._listen(conn, lane, reader)
         finally:
-            # A failure to write the last position down is not an error: it is read again.
-            with suppress(Exception):
-                if opened:
-                    reader.close()
-                    self._tenure.watermark.note(reader.position, at_once=True)
-                else:
-                    reader.participant.close()
+            self._close(reader, opened)
 
-    def _notices(self, conn: Connection) -> list[str]:
-        """Wait until there may be something new. → what was notified, as far as it can be heard."""
+    def _close(self, reader: Reader, opened: bool) -> None:
+        # A failure to write the last position down is not an error: it is read again.
+        with suppress(Exception):
+            if not opened:
+                reader.participant.close()
+                return
+            self._tenure.watermark.note(reader.position, at_once=True)
+            reader.close()
+
+    def _listen(self, conn: Connection, lane: Lane, reader: Reader) -> None:
+        """Wait until there may be something new."""
         if conn.pooled:
             self._stop.wait(POLL)
-            return []
-        return [notice.payload for notice in conn.notifies(timeout=WAKE, stop_after=1)]
+            return
+        for notice in conn.notifies(timeout=WAKE, stop_after=1):
+            if notice.payload == tick.DECIDED:
+                reader.decided()
+            elif notice.payload == tick.HALTED:
+                lane.deadline = 0.0  # before the next effect the database is asked
 
     def _wait(self, conn: Connection, lane: Lane, waits: int, error: Unavailable) -> None:
         """The circuit breaker: while the participant is down, wait with backoff and count nothing."""

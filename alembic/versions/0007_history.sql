@@ -86,6 +86,16 @@ as $$
    where l.target = reached.target
 $$;
 
+-- What became of transaction `xid`, which drew `id`: committed, aborted, in progress; null when it is too long ago. Of an
+-- earlier era, this server's transactions say nothing: what committed is in the log.
+create function outbox.fate(xid xid8, id bigint) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select case when exists (select from outbox.log l where l.xid = fate.xid and l.id = fate.id) then 'committed'
+              when fate.id >= (select max(first) from outbox.era) then pg_xact_status(fate.xid)
+              when fate.id >= (select h.id from outbox.horizon h) then 'aborted' end
+$$;
+
 -- An attempt that may have been made in a time that the database has lost: what can't be found may have been there.
 alter table outbox.receipt add adopted boolean not null default false;
 
@@ -207,15 +217,15 @@ end $$;
 
 revoke all on outbox.era from public;
 revoke all on function outbox.here(), outbox.goes_on(), outbox.shows(bigint, bigint, pg_snapshot, xid8, bigint),
-  outbox.reached(xid8, text, bigint), outbox.adopt(int, boolean, text, text), outbox.unapplied(), outbox.written_here(xid, xid8, xid)
+  outbox.reached(xid8, text, bigint), outbox.fate(xid8, bigint), outbox.adopt(int, boolean, text, text), outbox.unapplied(), outbox.written_here(xid, xid8, xid)
   from public;
 grant execute on function outbox.reached(xid8, text, bigint) to outbox_app, outbox_worker, outbox_operator, outbox_reader;
+grant execute on function outbox.fate(xid8, bigint) to outbox_app, outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.shows(bigint, bigint, pg_snapshot, xid8, bigint)
   to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.here(), outbox.goes_on() to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.adopt(int, boolean, text, text), outbox.unapplied() to outbox_operator;
 grant select on outbox.era to outbox_worker, outbox_operator, outbox_reader;
-grant select (number, first) on outbox.era to outbox_app;
 -- A worker notes where it drains, and that nothing must go on; it opens no era.
 grant update (database, halted) on outbox.era to outbox_worker;
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox import database, lane, tick
+from outbox import database, era, lane, tick
 from outbox.errors import Fenced, NotThisLog
 from tests.fixtures.lanes import Bench
 from workers.clock import Clock, keep_house
