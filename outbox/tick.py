@@ -136,6 +136,14 @@ def latest(conn: psycopg.Connection[Any]) -> Tick:
     return Tick(*row)
 
 
+def beginning(conn: psycopg.Connection[Any]) -> Position:
+    """Where a participant begins that holds nothing: the first tick."""
+    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
+    if row is None:
+        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
+    return Position(era.identity(conn), *row)
+
+
 def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMEDY) -> Position:
     """`position` as a place where reading of this log can go on (log matching).
 

@@ -25,7 +25,7 @@ from typing import Any
 import psycopg
 
 from outbox import log, parked, tick
-from outbox.errors import NotThisLog, Unavailable
+from outbox.errors import Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
@@ -105,7 +105,7 @@ class Reader:
         if self.participant.keeps_position:
             own = self.participant.position()
             remedy = getattr(self.participant, "remedy", tick.REMEDY)
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
+            stand = tick.beginning(self.conn) if own is None else tick.match(self.conn, own, remedy)
             self._reporter.ahead(self._written, stand)
         else:
             self._doubtful = tick.latest(self.conn)
@@ -395,10 +395,3 @@ class Reader:
 def _untried(intents: Sequence[Intent], taken: Mapping[int, parked.Taken]) -> list[Parking]:
     """Give the attempts back that were not made after all."""
     return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
-
-
-def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
-    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
-    if row is None:
-        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
-    return Position(identity, row[0], row[1])
