@@ -56,9 +56,12 @@ class Watermark:
         if self._folder is None or not self._folder.is_dir():
             return
         inode = self._folder.stat().st_ino
+        row = conn.execute("select tick from outbox.horizon").fetchone()
+        # Of an earlier era, or of what was lost between two, an operator has decided; and what retention has dropped
+        # can't be looked for.
+        since = max(era.opened, row[0] if row else 0)
         for position, written_in in self._read(identity(conn)):
-            if position.tick < era.opened:
-                # Of an earlier era, or of what was lost between two: an operator has dealt with it.
+            if position.tick < since:
                 continue
             tick.match(conn, position)
             if written_in != inode:

@@ -100,13 +100,19 @@ class Clock:
 
 
 class Housekeeping:
-    """A thread that does a round every few seconds until `stop` is set."""
+    """A thread that does a round every few seconds until `stop` is set, while this process is the clock.
+
+    Not before: in a copy of the database, whose transactions are not those of the staged files, it would remove what
+    the original needs.
+    """
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings = settings
         self._store: Store | None = None
         self._sweep_at = 0.0
         self._stop = stop
+        #: Set while this process is the clock.
+        self.allowed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -118,6 +124,8 @@ class Housekeeping:
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
         while not self._stop.wait(HOUSE_EVERY):
+            if not self.allowed.is_set():
+                continue
             try:
                 conn = conn or connect(self._settings.database, name="housekeeping", check=False)
                 keep_house(conn, self._blobs())

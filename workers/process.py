@@ -159,11 +159,15 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
 
     def work(conn: Connection, lane: Lane) -> None:
         clock = Clock(conn, lane)
-        while not stop.is_set():
-            tenure.watermark.note(clock.position)
-            if not clock.step():
-                stop.wait(clock.pause)
-        tenure.watermark.note(clock.position, at_once=True)
+        house.allowed.set()
+        try:
+            while not stop.is_set():
+                tenure.watermark.note(clock.position)
+                if not clock.step():
+                    stop.wait(clock.pause)
+        finally:
+            house.allowed.clear()
+            tenure.watermark.note(clock.position, at_once=True)
 
     tenure.run(work)
     house.join()

@@ -303,6 +303,35 @@ def test_history_i2_i3_no_lane_goes_on_when_the_files_were_rolled_back_as_a_whol
 
 
 @pytest.mark.root
+def test_history_i3_no_lane_goes_on_from_a_copied_state_directory(house: House) -> None:
+    # Given: a state directory that was copied while everything was well
+    house.work("clock", "mail")
+    house.write("done")
+    until(lambda: house.drained("mail"), "drained")
+    house.rest("clock", "mail")
+    shutil.copytree(house.home / "none", house.home / "copy")
+    house.write("open")
+    # When: workers start with the copy, then with the original
+    house.environment["OUTBOX_STATE"] = str(house.home / "copy")
+    house.work("clock", "mail")
+    # Then: with the copy they don't go on
+    until(lambda: house.stopped().keys() == {"clock", "mail"}, "both are stopped")
+    assert all("this state directory is a copy" in why for why in house.stopped().values())
+    house.rest("clock", "mail")
+    assert house.mails() == Counter(["done"])
+    house.environment["OUTBOX_STATE"] = str(house.home / "none")
+    house.work("clock", "mail")
+    until(lambda: house.mails() == Counter(["done", "open"]), "the original goes on")
+    house.rest("clock", "mail")
+    # And: with the copy when it was adopted
+    house.environment["OUTBOX_STATE"] = str(house.home / "copy")
+    assert house.adopt().returncode == 0
+    house.write("new")
+    house.work("clock", "mail")
+    until(lambda: house.mails() == Counter(["done", "open", "new"]), "the copy goes on")
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("point", ["adopt.begun", "adopt.written", "adopt.adopted"])
 def test_adopt_i2_i11_is_done_or_not_when_killed(house: House, point: str) -> None:
     # Given: a log that was halted, with something not done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,12 @@ from outbox.errors import Fenced, NotReady, NotThisLog, WaitTimeout, WentBack
 from outbox.participant import Doubt, Evidence, Outcome, Verdict
 from outbox.position import Token
 from outbox.retry import Backoff
+from outbox.settings import Settings
 from outbox.watermark import Watermark
 from tests.fixtures.elsewhere import dump, restore
 from tests.fixtures.lanes import TARGET, Bench, Sink
+from tests.fixtures.site import until
+from workers import clock, process
 from workers.clock import Clock
 from workers.postgres import Postgres
 from workers.sweeper import sweep
@@ -448,3 +452,54 @@ def test_watermark_stops_what_goes_back_and_a_copy_of_its_directory(bench: Bench
     assert adopted.era == 2
     for mark in (moved_to, Watermark(tmp_path / "copy")):
         mark.check(bench.conn, era.check(bench.conn))
+
+
+def test_watermark_of_a_lane_that_is_gone_says_nothing_when_the_log_goes_back_to_a_later_tick(
+    bench: Bench, tmp_path: Path
+) -> None:
+    # Given an old note, at a tick that was thinned
+    bench.clock.step()
+    Watermark(tmp_path, "gone/0").note(bench.clock.position)
+    bench.emit("a")
+    bench.clock.step()
+    bench.admin.execute("delete from outbox.tick where id > 1 and id < %s", (bench.clock.position.tick,))
+    Watermark(tmp_path).check(bench.conn, era.check(bench.conn))
+    # When retention has dropped that part of the log, with the ticks by which it could be matched
+    bench.admin.execute("update outbox.tick set nonce = 'ffffffffffffffff'")
+    bench.admin.execute("update outbox.horizon set tick = %s", (bench.clock.position.tick,))
+    # Then it is not looked for
+    Watermark(tmp_path).check(bench.conn, era.look(bench.conn))
+
+
+def test_housekeeping_i2_sweeps_nothing_in_a_copy_of_the_database(
+    server: Postgres, bench: Bench, elsewhere: Postgres, moved: list[str], tmp_path: Path
+) -> None:
+    # Given a staged file of a transaction that the copy knows nothing of
+    log = era.identity(bench.admin)
+    name = hop(server, bench.admin.info.dbname, elsewhere, moved)
+    store = BlobStore(tmp_path / "blobs")
+    store.stage(b"needed", xid=3, log=log)
+    # When a clock is started for the copy, with the same store, and there was time for many rounds
+    settings = Settings(database=elsewhere.url("outbox_worker", name), index=None, blobs=tmp_path / "blobs", smtp="")
+    stop = Rounds()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "HOUSE_EVERY", 0.01)
+        thread = threading.Thread(target=process.run_clock, args=(settings, stop))
+        thread.start()
+        try:
+            until(lambda: stop.rounds > 30, "rounds of housekeeping")
+        finally:
+            stop.set()
+            thread.join()
+    # Then the file is still there
+    assert [stage.xid for stage in store.stages()] == [3]
+
+
+class Rounds(threading.Event):
+    """Counts how often the housekeeping has waited for its next round."""
+
+    rounds = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.rounds += threading.current_thread().name == "housekeeping"
+        return super().wait(timeout)
