@@ -76,6 +76,15 @@ class NotThisLog(Permanent):
     """A position names a tick that this log doesn't have: the participant has seen another history."""
 
 
+class WentBack(NotThisLog):
+    """The log lacks what was seen of it: it went back to an earlier time, and nobody has adopted it since. All its
+    lanes are stopped, not only the one that has seen it. `says` is the sentence without the remedy."""
+
+    def __init__(self, message: str, says: str) -> None:
+        super().__init__(message)
+        self.says = says
+
+
 class NotThisLane(NotThisLog):
     """The participant's data were written for another lane, or under another number of lanes."""
 

@@ -93,6 +93,10 @@ NAMES = (
     "scrub.saved",
     "scrub.aside",
     "scrub.emitted",
+    # An operator takes a restored log over.
+    "adopt.begun",
+    "adopt.written",
+    "adopt.adopted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

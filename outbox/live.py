@@ -49,6 +49,7 @@ def puts(
         "slot_high": slots.high,
         "after": after,
         "keys": None if keys is None else list(keys),
+        "first": at.first,
         "high": at.high,
         "snapshot": at.snapshot,
     }

@@ -73,6 +73,9 @@ class Doubt(NamedTuple):
     opened_at: datetime
     #: What earlier attempts left behind (for mail: the recipients already accepted).
     receipt: dict[str, Any]
+    #: True: the database was restored, and has lost what it knew of this intent. There may have been an attempt and
+    #: a success at any time since `opened_at`. NOT_APPLIED only if nothing of it could have vanished since.
+    adopted: bool = False
 
 
 class Item(NamedTuple):

@@ -107,6 +107,8 @@ class Settings:
     scrub_every: float | None = None
     #: Bytes of blobs, or else items, that a scheduled scrub looks at in a second; None: as fast as it can.
     scrub_rate: float | None = None
+    #: The state directory, where workers note what they have seen of the log; None if nothing names one.
+    state: Path | None = None
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -136,6 +138,7 @@ class Settings:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
         return cls(
             database=database,
+            state=directory if embedded or state or env.get("OUTBOX_STATE") else None,
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
             blobs=_place(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",

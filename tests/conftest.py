@@ -12,6 +12,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
     "tests.fixtures.postgres",
+    "tests.fixtures.elsewhere",
     "tests.fixtures.sagas",
     "tests.fixtures.proxy",
     "tests.fixtures.scrub",

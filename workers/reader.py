@@ -166,13 +166,18 @@ class Reader:
         if not position.upto:
             if self._doubtful is not None and position.tick >= self._doubtful.id:
                 self._doubtful = None
-            self._end = self._doubtful or tick.latest(self.conn)
+            self._end = tick.reach(self.conn, self._start, self._doubtful or tick.latest(self.conn))
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(self.conn, position.upto)
         end = self._end
         if end.id == position.tick:
             self._note_empty()
             return False
+        if end.first != self._start.first and not self._start.shows_nothing:
+            # The end of an era is the beginning of the next one.
+            self._move(log.step(position, end, None))
+            self._note_empty(at_once=True)
+            return True
         limit = self._limit()
         page = log.page(
             self.conn, self._start, end,

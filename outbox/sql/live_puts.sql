@@ -13,7 +13,7 @@ select id, target, action, key, body, null::timestamptz as due, null::uuid as sa
      and (%(keys)s::text[] is null or key = any (%(keys)s))
      and action in ('put', 'delete') and parked is null and not void
      and (based and id < (select h.id from outbox.horizon h)
-          or not based and id <= %(high)s and pg_visible_in_snapshot(xid, %(snapshot)s))
+          or not based and outbox.shows(%(first)s, %(high)s, %(snapshot)s, xid, id))
    order by key collate "C", rank desc, id desc
   ) as last
  where action = 'put'
