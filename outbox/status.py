@@ -65,8 +65,8 @@ class Status:
             if saga["state"] == "stuck"
         ]
         found += [
-            f"follower {each['name']} was not seen for {seconds(each['seen_seconds'])}, and the log is kept for it from "
-            f"tick {each['tick']} on: let it run again, or delete its row in outbox.follower"
+            f"follower {each['name']} was not seen for {seconds(each['seen_seconds'])}, and the log is kept for it "
+            f"from tick {each['tick']} on: let it run again, or delete its row in outbox.follower"
             for each in self.followers
             if each["seen_seconds"] > follower.STALE
         ]
