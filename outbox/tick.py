@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from outbox import era, sql
+from outbox import era, horizon, sql
 from outbox.errors import Fenced, NotThisLog, WentBack
 from outbox.failpoint import hit
 from outbox.position import Position
@@ -71,6 +71,11 @@ class Tick(NamedTuple):
     @property
     def seen(self) -> Snapshot:
         return Snapshot.parse(self.snapshot)
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether no id was drawn yet: the first tick of a log, where a participant begins that holds nothing."""
+        return self.high == 0
 
 
 class Reading(NamedTuple):
@@ -136,27 +141,20 @@ def latest(conn: psycopg.Connection[Any]) -> Tick:
     return Tick(*row)
 
 
-def beginning(conn: psycopg.Connection[Any]) -> Position:
-    """Where a participant begins that holds nothing: the first tick."""
-    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
-    if row is None:
-        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
-    return Position(era.identity(conn), *row)
-
-
 def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMEDY) -> Position:
     """`position` as a place where reading of this log can go on (log matching).
 
     If its tick was thinned, that is the nearest kept tick before it: some intents come again, which
     participants that keep their position take. Raises `NotThisLog` when the position comes from a history
-    that this database doesn't have: another database, or what was lost when this one was adopted; its text ends
-    with `remedy`. Raises `WentBack` when the log went back and nobody has adopted it.
+    that this database doesn't have: another database, or what was lost when this one was adopted; or when it is
+    older than the log goes back (`outbox.horizon`). Its text ends with `remedy`. Raises `WentBack` when the log went back and nobody has adopted it.
     """
     if era.identity(conn) != position.log:
         raise NotThisLog(
             f"position {position} belongs to another database's log. Nothing was skipped. Either set OUTBOX_DATABASE "
             f"to the database that it was fed from, or {remedy}"
         )
+    horizon.check(conn, position, remedy)
     before, after = _around(conn, position.tick)
     if before is None or not _known(position, before, after):
         raise _elsewhere(conn, position, remedy)
@@ -207,9 +205,9 @@ def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
     """How far reading from `start` towards `end` can go in one batch: to the end of `start`'s era.
 
     From an era's last tick that is the next era's first one, and nothing lies between the two. Raises `WentBack`
-    when `end` is before `start`.
+    when `end` is before `start`. What the first tick doesn't show is all that another one does, of whichever era.
     """
-    if end.first == start.first and end.id >= start.id:
+    if end.id >= start.id and (end.first == start.first or start.shows_nothing):
         return end
     if end.id < start.id:
         says = f"tick {start.id} was seen, and the log's last one is {end.id}: the log was restored to an earlier time"
@@ -218,6 +216,11 @@ def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
     for row in conn.execute(sql.load("tick_reach"), {"id": start.id, "first": start.first}):
         return Tick(*row)
     raise NotThisLog(f"the end of tick {start.id}'s era is not in this log: restore outbox.tick and outbox.era")
+
+
+def same_place(start: Tick, end: Tick) -> bool:
+    """Whether nothing lies between them, of which `end` is what `reach` gave: an era's end, and the next one's start."""
+    return end.first != start.first and not start.shows_nothing
 
 
 def get(conn: psycopg.Connection[Any], tick: int) -> Tick:

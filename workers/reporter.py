@@ -102,7 +102,7 @@ class Reporter:
         after = recorded.after
         while start.id != last.id:
             end = tick.reach(self._conn, start, last)
-            if end.first == start.first:
+            if not tick.same_place(start, end):
                 self._held(start, end, after, own.after if end.id == own.upto else None)
             start, after = end, 0
 

@@ -61,13 +61,7 @@ $$;
 insert into outbox.era (number, opened, first, server, relation, timeline, reason)
 select 1, (select min(id) from outbox.tick), 1, h.server, h.relation, h.timeline, 'made' from outbox.here() as h;
 
--- Each tick says where its era's ids begin, so that reading needs no join.
-alter table outbox.tick add first bigint not null default 1;
-
--- Whether a tick (its columns) shows the intent `id` of transaction `xid`.
-create function outbox.shows(first bigint, high bigint, snapshot pg_snapshot, xid xid8, id bigint) returns boolean
-language sql immutable parallel safe
-as $$ select id <= high and (id < first or pg_visible_in_snapshot(xid, snapshot)) $$;
+-- Each tick says where its era's ids begin (0006), so that reading needs no join: outbox.shows.
 
 -- Whether every lane of `target` has passed the commit of transaction `xid` (for read-your-writes). `id` is one of its
 -- intents, and tells its era; without one it is of the newest.
