@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ class _Interrupted:
         yield from self._subject.held()
         self._now("after_held")
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         self._now("before_look")
-        found = self._subject.look(keys)
+        found = self._subject.look(seen)
         self._now("after_look")
         return found
 

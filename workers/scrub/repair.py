@@ -75,7 +75,7 @@ class Repairer:
         # Before looking: what isn't seen now is above it.
         since = repetition.since(conn)
         at = passed(conn, self._subject)
-        found = confirm(conn, self._subject, at, [each.key for each in chunk if each.repair], Pace())
+        found = confirm(conn, self._subject, at, {each.key: () for each in chunk if each.repair}, Pace())
         wrong = {finding.key: finding for finding in found.findings}
         unknown = self._never_heard_of([f.key for f in wrong.values() if f.repair == "delete"])
         again, after = list[Again](), list[Finding]()
