@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -112,3 +113,23 @@ def test_scrub_finds_a_document_that_no_search_finds_when_a_table_is_damaged(yar
     [finding] = yard.survey("index").findings
     assert (finding.key, finding.kind, finding.repair) == ("note/8", "corrupt", "")
     assert "resilver index" in finding.advice
+
+
+def test_scrub_accuses_nobody_when_the_index_was_restored_from_an_older_copy(yard: Yard) -> None:
+    # Given an index in the place of which an older copy was put, and whose worker has not caught up yet
+    yard.put("note/1", "old")
+    yard.put("note/2")
+    yard.drain()
+    shutil.copytree(yard.index, yard.home / "copy")
+    yard.put("note/1", "new")
+    yard.delete("index", "note/2")
+    yard.put("note/3")
+    yard.drain()
+    shutil.rmtree(yard.index)
+    (yard.home / "copy").rename(yard.index)
+    # Then it is compared as of where it is, and not of where its lane was
+    progress = yard.survey("index")
+    assert (progress.findings, progress.moving) == ([], 1)
+    # ... and also when it has caught up
+    yard.drain()
+    assert yard.survey("index").moving == yard.survey("index").found == 0
