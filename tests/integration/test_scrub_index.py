@@ -129,7 +129,7 @@ def test_scrub_accuses_nobody_when_the_index_was_restored_from_an_older_copy(yar
     (yard.home / "copy").rename(yard.index)
     # Then it is compared as of where it is, and not of where its lane was
     progress = yard.survey("index")
-    assert (progress.findings, progress.moving) == ([], 1)
+    assert (progress.findings, progress.items) == ([], 2)
     # ... and also when it has caught up
     yard.drain()
     assert yard.survey("index").moving == yard.survey("index").found == 0
