@@ -117,7 +117,6 @@ def _first_page(
         return cursor.execute(
             sql.load("log_page_first"),
             {
-                "first": end.first,
                 "after": after,
                 "first": end.first,
                 "high": end.high,

@@ -228,7 +228,7 @@ def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
 
 
 def same_place(start: Tick, end: Tick) -> bool:
-    """Whether nothing lies between them, of which `end` is what `reach` gave: an era's end, and the next one's start."""
+    """Whether nothing lies between them: an era's end, and the next one's start. `end` is what `reach` gave."""
     return end.first != start.first and not start.shows_nothing
 
 

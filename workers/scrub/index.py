@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
@@ -69,14 +69,17 @@ class IndexSubject:
                 after = int(found[-1].place.partition("/")[2])
                 yield from found
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
-        """Looked up by the term of the key."""
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
+        """Looked up by the term of the key; and where the inventory found one that this doesn't lead to."""
         self.close()
         found: dict[str, list[Held]] = {}
-        for name in sorted(self._paths):
-            for key in keys:
-                if held := self._read(name, partial(_under, shard=name, key=key)):
-                    found.setdefault(key, []).extend(held)
+        for key, before in seen.items():
+            there = [h for name in sorted(self._paths) for h in self._read(name, partial(_under, shard=name, key=key))]
+            places = {held.place for held in there}
+            lost = [held for held in before if held.place not in places and self.still(held)]
+            there += [held._replace(fault="a search for its key does not find the document") for held in lost]
+            if there:
+                found[key] = there
         return found
 
     def still(self, stray: Held) -> bool:
