@@ -37,7 +37,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from outbox.errors import OutboxError
+from outbox.errors import SagaRefused
+from outbox.saga.form import form
 from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.run import Action, Input, Run
 
@@ -66,10 +67,6 @@ class Options(TypedDict, total=False):
     retry: Retry
     #: Seconds from the step's begin, all tries together, after which it has failed.
     timeout: float
-
-
-class SagaRefused(OutboxError):
-    """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
 
 
 def _refuse_async(name: str, function: object) -> None:
@@ -129,11 +126,13 @@ class Saga(Generic[Input]):
         locks: Callable[[Input], Iterable[str]] | None = None,
         lock_timeout: float = 3600.0,
     ) -> None:
-        """`input` is a dataclass of JSON values, or `dict`.
+        """`input` is a dataclass (of text, numbers, dates, enums, other dataclasses, …: `outbox.saga.form`), or `dict`
+        for any JSON. What would not come back from JSON as it was is refused here.
 
-        Raise `version` when you change the steps: those that run keep their version, whose definition stays deployed
-        until `outbox saga check` says that none is open. `locks` names what no two sagas may work on at a time: all
-        are taken before the first step, or waited for, `lock_timeout` seconds at most.
+        Raise `version` when you change the steps, or the input by more than a field with a default: those that run keep
+        their version, whose definition stays deployed until `outbox saga check` says that none is open. `locks` names
+        what no two sagas may work on at a time: all are taken before the first step, or waited for, `lock_timeout`
+        seconds at most.
         """
         if not _NAME.fullmatch(name):
             raise SagaRefused(f"{name!r} is not a name: use lower-case letters, digits, _ and -")
@@ -142,6 +141,7 @@ class Saga(Generic[Input]):
         self.name = name
         self.version = version
         self.input = input
+        self._form = form(input, f"the input of saga {name!r}")
         self.locks = locks
         self.lock_timeout = lock_timeout
         self.steps: list[Step] = []
@@ -302,7 +302,7 @@ class Saga(Generic[Input]):
         """The steps as a value. Raises `SagaRefused` with everything that the linter found."""
         if self._plan is None:
             self._release()
-            plan = Plan(self.name, self.version, tuple(step.node for step in self.steps))
+            plan = Plan(self.name, self.version, tuple(step.node for step in self.steps), self._form.text)
             if found := lint(plan):
                 raise SagaRefused(f"saga {self.name!r} can't keep its promise: " + "; ".join(found))
             self._plan = plan
@@ -313,18 +313,16 @@ class Saga(Generic[Input]):
         _ = self.plan
 
     def read(self, data: Any) -> Input:
-        """`data` (JSON) as this saga's input."""
-        return self.input(**data) if dataclasses.is_dataclass(self.input) else cast(Input, data)
+        """`data` (JSON) as this saga's input. Raises `SagaRefused` if it is of another form."""
+        return cast(Input, self._form.read(data, f"the input of saga {self.name!r}"))
 
     def written(self, value: Input) -> Any:
-        """`value` as JSON."""
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.asdict(value)
-        return value
+        """`value` as JSON. Raises `SagaRefused` if it would not come back as it is."""
+        return self._form.write(value, f"the input of saga {self.name!r}")
 
     def payload(self, value: Input, key: str | None = None) -> dict[str, Any]:
         """The payload of the intent that starts this saga."""
-        if not isinstance(value, self.input):
+        if isinstance(self.input, type) and not isinstance(value, self.input):
             raise SagaRefused(
                 f"saga {self.name!r} is started with {type(value).__name__}: give it {self.input.__name__}"
             )

@@ -95,6 +95,10 @@ class Node:
         return self.act not in WAITS
 
 
+ANY = "dict[any]"
+"""The form of an input that is any JSON object."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The steps of a saga, each after those that it depends on."""
@@ -102,6 +106,8 @@ class Plan:
     name: str
     version: int
     nodes: tuple[Node, ...]
+    #: What its input looks like as JSON (`outbox.saga.form`).
+    form: str = ANY
 
     @cached_property
     def before(self) -> tuple[frozenset[int], ...]:
@@ -129,6 +135,8 @@ class Plan:
     def shape(self) -> str:
         """Digest of what a running saga depends on: 16 hex digits. Timeouts and retries may change under it."""
         text = repr([(n.name, n.act.value, n.kind.value, n.after, n.undo and n.undo.value) for n in self.nodes])
+        if self.form != ANY:
+            text += self.form
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

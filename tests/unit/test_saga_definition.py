@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from outbox import Retry, Saga
-from outbox.errors import IntentRefused
+from outbox.errors import IntentRefused, SagaRefused
 from outbox.intent import Intent
-from outbox.saga.definition import SagaRefused
 from outbox.saga.plan import Kind
 from outbox.saga.run import Action, BlobMaker, IndexMaker, MailMaker, Run
 
