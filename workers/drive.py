@@ -18,7 +18,7 @@ from uuid import UUID, uuid5
 import psycopg
 
 from outbox import sql
-from outbox.errors import Permanent
+from outbox.errors import Permanent, SagaRefused
 from outbox.intent import Intent, payload_text
 from outbox.log import append_parameters
 from outbox.participant import APPLIED, Outcome, Verdict
@@ -30,6 +30,9 @@ from outbox.saga.store import Note, Record, Timer, Unreadable
 from workers.stepwork import Came, Stepwork
 
 _BLOCKED = Outcome(Verdict.BLOCKED)
+
+DEADLINE = "*"
+"""Where a timer names its step, that of the whole saga: no step is called so."""
 
 
 class _Append(NamedTuple):
@@ -68,7 +71,12 @@ class Drive:
         records = [one for one in self._sagas.values() if isinstance(one, Record)]
         freed = [r for r in records if r.definition.locks is not None and r.touched and r.state.state in ENDED]
         for record in records:
-            if record.touched and record.parent is not None and record.state.state in ENDED:
+            if not record.touched or record.state.state not in ENDED:
+                continue
+            if record.definition.deadline is not None:
+                record.timers = [timer for timer in record.timers if timer.step != DEADLINE]
+                record.quiet.append(DEADLINE)
+            if record.parent is not None:
                 self._appends.append(_Append(_report(record)))
         if self._appends:
             rows = self._conn.execute(sql.load("log_append"), append_parameters([a.intent for a in self._appends]))
@@ -113,6 +121,11 @@ class Drive:
                 error=f"saga {name!r} version {version} is not deployed here: name its module in OUTBOX_SAGAS",
             )
         record = store.blank(definition, saga, payload_text(payload["input"]))
+        try:
+            record.given = definition.read(payload["input"])
+        except SagaRefused as error:
+            # The application may be ahead of the engine: the next deployment can read it.
+            return Outcome(Verdict.RETRY, error=str(error))
         record.key = payload.get("key")
         if payload.get("parent"):
             record.parent, record.parent_intent = UUID(payload["parent"]), intent.id
@@ -121,6 +134,8 @@ class Drive:
         event: states.Event | None = states.Started()
         if definition.locks is not None:
             event = self._lock(record)
+        if definition.deadline is not None:
+            record.timers.append(Timer(DEADLINE, "timeout", 0, 0, definition.deadline))
         if event is not None:
             self._pump(record, event)
         return APPLIED
@@ -191,6 +206,10 @@ class Drive:
         if not payload["step"]:
             if record.state.state is SagaState.WAITING:
                 self._pump(record, states.Cancelled("its locks were not free in time"))
+            return
+        if payload["step"] == DEADLINE:
+            if record.state.state not in ENDED:
+                self._pump(record, states.Cancelled("its deadline has passed"))
             return
         n = record.definition.plan.number[payload["step"]]
         if payload["what"] == "timeout" and record.definition.plan.nodes[n].act is not Act.DELAY:

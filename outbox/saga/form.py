@@ -59,7 +59,7 @@ def _form(annotation: Any, place: str, within: tuple[Any, ...]) -> Form:
 def _simple(annotation: Any, place: str) -> Form | None:
     """The form of what has no parts."""
     if annotation in (Any, object):
-        return Form("any", _plain, _plain)
+        return Form("any", _plain, lambda data, _place: data)
     if annotation is None or annotation in _SCALARS:
         return _scalar(type(None) if annotation is None else annotation)
     if annotation in _TEXTS:

@@ -105,7 +105,7 @@ def load(
             found[saga] = Unreadable(name, version, "is not deployed: deploy its definition, see `outbox saga check`")
             continue
         if definition.plan.shape != shape:
-            why = "was started with other steps than are deployed under this version: see `outbox saga check`"
+            why = "was started with other steps, or another input, than are deployed: see `outbox saga check`"
             found[saga] = Unreadable(name, version, why)
             continue
         begun = states.Saga(SagaState(state), Decision(decision), (), frozenset(signals), reason)
