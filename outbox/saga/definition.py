@@ -71,13 +71,16 @@ class Options(TypedDict, total=False):
     irreversible: bool
 
 
-def _refuse_uncallable(name: str, function: object, act: Act) -> None:
-    """Better where it is declared than in the engine, try after try."""
+def _refuse_async(name: str, function: object) -> None:
     if inspect.iscoroutinefunction(function):
         raise SagaRefused(f"the function of step {name!r} is async, and the engine awaits nothing: use a plain def")
+
+
+def _refuse_arguments(name: str, act: Act, function: Callable[..., Any]) -> None:
+    """Better where it is declared than in the engine, try after try."""
     given = ("session", "run") if act is Act.FUNCTION else ("run",)
     try:
-        inspect.signature(cast(Callable[..., Any], function)).bind(*given)
+        inspect.signature(function).bind(*given)
     except TypeError:
         raise SagaRefused(f"what step {name!r} calls does not take ({', '.join(given)}): let it take that") from None
     except ValueError:
@@ -117,8 +120,9 @@ class Step:
         """
         if self.node.act in WAITS:
             raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
+        _refuse_async(self.name, function)
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
-        _refuse_uncallable(self.name, function, act)
+        _refuse_arguments(self.name, act, function)
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
         return function
@@ -181,10 +185,11 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
-        name = name.replace("_", "-")
+        _refuse_async(name, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
+        name = name.replace("_", "-")
         if do is not None:
-            _refuse_uncallable(name, do, act)
+            _refuse_arguments(name, act, do)
         if self._plan is not None:
             raise SagaRefused(f"saga {self.name!r} is in use: declare step {name!r} before it is started or loaded")
         if not _NAME.fullmatch(name.removesuffix(".release")) or name in known:
