@@ -6,17 +6,19 @@ participants. All of its states are visited, and the promise (I7) is checked in 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from outbox.saga import machine as m
 from outbox.saga import states as s
-from outbox.saga.plan import Act, Kind, Node, Plan, Retry
+from outbox.saga.plan import Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.states import Decision, SagaState, StepState, Verdict
+from tests.docs.pages import DOCS, sections
 
 TWICE = Retry(attempts=2)
 
@@ -194,22 +196,83 @@ def check_duplicates(plan: Plan, saga: s.Saga) -> None:
                 assert m.step(plan, saga, s.Outcome(n, number, tries, verdict)) == (saga, []), (n, number, tries)
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_machine_i7_ends_either_or_in_every_order_of_events(name: str) -> None:
-    # Given: a plan that the linter accepts
-    plan = Plan(name, 1, PLANS[name])
-    # When: every world that can follow is visited
+def explore(plan: Plan) -> Iterator[World]:
+    """Every world that can follow, once."""
     first = begin(plan)
     seen, todo = {first}, deque([first])
-    ends: set[SagaState] = set()
     while todo:
         world = todo.popleft()
-        check(plan, world)
-        ends.add(world.saga.state)
+        yield world
         for found in moves(plan, world):
             if found not in seen:
                 seen.add(found)
                 todo.append(found)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_machine_i7_ends_either_or_in_every_order_of_events(name: str) -> None:
+    # Given: a plan that the linter accepts
+    plan = Plan(name, 1, PLANS[name])
+    assert lint(plan) == []
+    # When: every world that can follow is visited
+    count = 0
+    ends: set[SagaState] = set()
+    for world in explore(plan):
+        check(plan, world)
+        ends.add(world.saga.state)
+        count += 1
     # Then: the promise held in each of them, and all ends were reached
     assert {SagaState.COMPLETED, SagaState.COMPENSATED, SagaState.STUCK} <= ends
-    assert len(seen) > 50
+    assert count > 50
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+class Watched(list[s.Step]):
+    """The steps of a transition, which note each change of a state."""
+
+    def __init__(self, steps: list[s.Step], arrows: set[tuple[str, str]]) -> None:
+        super().__init__(steps)
+        self._arrows = arrows
+
+    def __setitem__(self, n: Any, step: Any) -> None:
+        if self[n].state is not step.state:
+            self._arrows.add((self[n].state.value, step.state.value))
+        super().__setitem__(n, step)
+
+
+def arrows_of_the_page(heading: str) -> set[tuple[str, str]]:
+    (picture,) = re.findall(r"```mermaid\n(.*?)```", sections(DOCS / "explanation/states.md", 2)[heading], re.DOTALL)
+    return set(re.findall(r"^ *(\S+) --> ([^\s:]+)", picture, re.MULTILINE))
+
+
+def test_states_machine_goes_every_way_in_the_pictures_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given: a machine that notes every change of a state, of a saga and of its steps
+    of_sagas: set[tuple[str, str]] = {("[*]", "waiting"), ("[*]", "running")}
+    of_steps: set[tuple[str, str]] = {("[*]", "pending")}
+
+    class Watching(m._Walk):
+        def __init__(self, plan: Plan, saga: s.Saga) -> None:
+            super().__init__(plan, saga)
+            self.steps = Watched(self.steps, of_steps)
+            self.was = saga.state
+
+        def result(self) -> tuple[s.Saga, list[s.Command]]:
+            saga, commands = super().result()
+            if saga.state is not self.was:
+                of_sagas.add((self.was.value, saga.state.value))
+            return saga, commands
+
+    monkeypatch.setattr(m, "_Walk", Watching)
+    # When: every order of events is gone through, and one in which it is cancelled while it waits for its locks
+    for name, nodes in PLANS.items():
+        plan = Plan(name, 1, nodes)
+        m.step(plan, m.begin(plan), s.Cancelled("why"))
+        for world in explore(plan):
+            if world.saga.state in s.ENDED:
+                of_sagas.add((world.saga.state.value, "[*]"))
+                of_steps |= {(step.state.value, "[*]") for step in world.saga.steps}
+    # Then: those are the arrows of the pictures
+    assert arrows_of_the_page("A saga") == of_sagas
+    assert arrows_of_the_page("A step") == of_steps
