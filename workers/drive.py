@@ -212,6 +212,8 @@ class Drive:
                 self._pump(record, states.Cancelled("its deadline has passed"))
             return
         n = record.definition.plan.number[payload["step"]]
+        if payload["what"] == "retry" and record.intents[n] is not None:
+            return  # read again: its try is under way, and another one would be a second effect
         if payload["what"] == "timeout" and record.definition.plan.nodes[n].act is not Act.DELAY:
             record.notes.append(Note(payload["step"], "timeout"))
         self._pump(record, states.Rang(n, payload["what"], payload["round"], payload["tries"]))
@@ -274,6 +276,9 @@ class Drive:
                 seconds = node.timeout if what == "timeout" else node.retry.wait(one.tries)
                 assert seconds is not None  # noqa: S101 - a timeout is asked for where there is one
                 record.timers.append(Timer(node.name, what, one.round, one.tries, seconds))
+                if what == "retry":
+                    record.intents[n] = None  # it has failed: from now on there is none, until the timer rings
+                    record.changed.add(n)
             case states.Refused(reason):
                 record.notes.append(Note(None, "refused", reason))
         return None

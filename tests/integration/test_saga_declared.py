@@ -7,11 +7,15 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from outbox import Retry, Saga
+from outbox.participant import Outcome, Verdict
 from tests.fixtures.sagas import Rig, function_step, sink_step
+
+POISON = Outcome(Verdict.POISON, error="it can't be done")
 
 
 @dataclass
@@ -215,3 +219,49 @@ def test_saga_step_is_an_intent_for_any_participant(rig: Rig) -> None:
     assert rig.steps(again) == {"known": "done", "unknown": "running"}
     with rig.sessions() as session:
         assert session.execute(sa.text("select outbox.saga_state(:id)"), {"id": again}).scalar() == "running"
+
+
+class Died(BaseException):
+    """The engine was killed here."""
+
+
+@pytest.mark.parametrize("way", ["forward", "back"])
+def test_saga_i3_makes_one_try_of_a_timer_when_the_engine_dies_after_its_commit(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    # Given: an intent that has failed for good, and is made anew when its timer rings
+    saga: Saga[dict[str, Any]] = Saga("again", dict)
+    made = saga.intent(name="a", retry=Retry(attempts=5, first=10.0))(lambda run: run.emit("sink", "put", "a", "a"))
+    made.undo(lambda run: run.emit("sink", "put", "undo a", "undo a"))
+    sink_step(saga, "p", kind="pivot")
+    sink_step(saga, "r", kind="retriable", retry=Retry(attempts=5, first=10.0))
+    failing = "r" if way == "forward" else "undo a"
+    rig.sink.fate[failing] = POISON
+    if way == "back":
+        rig.sink.fate["p"] = POISON
+    started = rig.start(saga, {})
+    rig.settle()
+    assert rig.state(started) == ("completing" if way == "forward" else "compensating")
+    # When: the engine has committed what follows from the timer, and dies before its position is written
+    rig.sink.fate.clear()
+    rig.later(11)
+
+    def dies(name: str) -> None:
+        if name == "saga.committed":
+            raise Died
+
+    monkeypatch.setattr("workers.engine.hit", dies)
+    for _ in range(10):
+        rig.clock.step()
+        try:
+            rig.engine.step()
+        except Died:
+            break
+    else:
+        raise AssertionError("the engine never came to its timer")
+    monkeypatch.undo()
+    rig.kill_engine()
+    # Then: the next one reads the timer again, and makes no second try of it
+    rig.settle()
+    assert rig.state(started) == ("completed" if way == "forward" else "compensated")
+    assert rig.done().count(failing) == 1
