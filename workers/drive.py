@@ -31,6 +31,9 @@ from workers.stepwork import Came, Stepwork
 
 _BLOCKED = Outcome(Verdict.BLOCKED)
 
+_TOLD = frozenset({StepState.RECALLED, StepState.UNDOING, StepState.UNDONE, StepState.STUCK})
+"""States that a saga's record tells of: its step's row keeps but one."""
+
 DEADLINE = "*"
 """Where a timer names its step, that of the whole saga: no step is called so."""
 
@@ -255,6 +258,8 @@ class Drive:
                         record.changed.add(n)
                         if _stopped(plan.nodes[n], was, now):
                             record.quiet.append(plan.nodes[n].name)
+                        if now.state is not was.state and _tells(plan.nodes[n], now.state):
+                            record.notes.append(Note(plan.nodes[n].name, now.state.value))
             for command in commands:
                 event = self._carry_out(record, command)
                 if event is not None:
@@ -345,6 +350,11 @@ def _waits(record: Record, n: int, name: str) -> bool:
     """Whether a signal is the first that its step gets."""
     came = {name, f"-{name}"} & record.state.signals
     return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
+
+
+def _tells(node: Node, state: StepState) -> bool:
+    """Whether people want to know: of a wait that is undone there is nothing to tell."""
+    return state in _TOLD and not (state is StepState.UNDONE and node.undo is None)
 
 
 def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
