@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -35,6 +35,7 @@ from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
 from workers.attempt import Attempts
+from workers.guard import Guard, apart
 from workers.reporter import Reporter
 
 logger = logging.getLogger("outbox.reader")
@@ -79,6 +80,7 @@ class Reader:
         self.backoff = backoff or Backoff()
         self._attempts = Attempts(conn, lane, participant)
         self._reporter = Reporter(conn, lane, participant)
+        self._guard = Guard(conn, lane)
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
@@ -175,7 +177,7 @@ class Reader:
             target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
         )  # fmt: skip
         ended = len(page) < limit
-        for batch, last in log.cut(page, self.participant.batch_bytes):
+        for batch, last in apart(log.cut(page, self.participant.batch_bytes)):
             after = log.step(position, end, None if ended and last else batch[-1].id)
             self._work(batch, after, end)
             self._applied += len(batch)
@@ -200,7 +202,7 @@ class Reader:
 
     def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
         """Apply a batch and move behind it."""
-        ready, aside, reports = self._sort(batch)
+        ready, aside, reports = self._sort(batch, end)
         if aside or reports:
             # Parked first: no position, wherever it is kept, may pass an intent that is neither done nor parked.
             with self.conn.transaction():
@@ -229,14 +231,14 @@ class Reader:
         if missing:
             raise Unavailable(f"{self.lane.target} went down in the middle of a batch")
 
-    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking], list[Report]]:
+    def _sort(self, batch: Sequence[Intent], end: tick.Tick) -> tuple[Sequence[Intent], list[Parking], list[Report]]:
         """→ what to apply, what to set aside untried, and what the engine is to be told of that."""
         suspect = 0
         alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
         void, untold = self._reporter.void(batch, None if self._doubtful else ())
-        out = self._skipped | void
+        out = self._skipped | void | self._guard.overtaken(batch, self._start, end)
         if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
             return batch, [], []
         ready, aside = [], []
@@ -313,10 +315,11 @@ class Reader:
         batch = log.fetch(self.conn, list(taken))
         # Taken before, and no outcome: its owner may have died of success.
         void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
-        if void:
-            self._reporter.withdraw(void, untold)
+        overtaken = self._guard.overtaken(batch, self._start, self._end or self._start)
+        if out := void | overtaken:
+            self._reporter.withdraw(out, untold)
             self._blocked = parked.keys(self.conn, self.lane)
-            batch = [intent for intent in batch if intent.id not in void]
+            batch = [intent for intent in batch if intent.id not in out]
         if deadly := [
             Parking(i.id, "poison", taken[i.id].attempts, error=_DEADLY) for i in batch if taken[i.id].deaths > DEATHS
         ]:
@@ -328,7 +331,7 @@ class Reader:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
             # Not tried: give the attempt back.
-            self._put(_untried(batch, taken))
+            self._put(parked.untried(batch, taken))
             hit("parked.returned")
             raise
         hit("parked.applied")
@@ -340,7 +343,7 @@ class Reader:
             failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed or untried:
-                parked.put(self.conn, failed + _untried(untried, taken))
+                parked.put(self.conn, failed + parked.untried(untried, taken))
             still = {parking.id for parking in failed}
             freed = parked.remove(self.conn, [i.id for i in batch if i.id not in still])
             self._reporter.send(reports)
@@ -383,11 +386,6 @@ class Reader:
         if outcome.verdict is Verdict.BLOCKED:
             return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
         return self._parking(intent, outcome, attempts)
-
-
-def _untried(intents: Sequence[Intent], taken: Mapping[int, parked.Taken]) -> list[Parking]:
-    """Give the attempts back that were not made after all."""
-    return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
 
 
 def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:

@@ -30,6 +30,7 @@ COMMANDS = {
     "why": "outbox.cli.why",
     "parked": "outbox.cli.parked",
     "audit": "outbox.cli.audit",
+    "operations": "outbox.cli.operations",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
 }
