@@ -68,6 +68,15 @@ NAMES = (
     "parked.applied",
     "parked.recorded",
     "parked.promoted",
+    # A resilver of the index, beside the lanes.
+    "resilver.built",
+    "resilver.based",
+    "resilver.caught",
+    "resilver.checked",
+    "resilver.swapped",
+    "resilver.drained",
+    "resilver.ready",
+    "resilver.removed",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",

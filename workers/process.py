@@ -97,6 +97,8 @@ class Drainer:
 
     def _claimed(self, conn: Connection, lane: Lane) -> None:
         if lane.lanes != self._lanes:
+            # Another thread's, in a moment.
+            lane.release(conn)
             raise Relaned(f"{lane.target} has {lane.lanes} lanes by now, and had {self._lanes}")
         self._drain(conn, lane)
 

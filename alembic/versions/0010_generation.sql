@@ -40,6 +40,10 @@ begin
              || ' and not at ' || swap.was || ' any more',
       hint = 'Another resilver was faster: run outbox status.';
   end if;
+  if exists (select from unnest(ticks) as n (tick) where not exists (select from outbox.tick t where t.id = n.tick)) then
+    raise exception using errcode = 'OB011', message = 'a tick that the new lanes would stand at is not in the log',
+      hint = 'Resume the resilver: it catches up first.';
+  end if;
   -- An owner that is just writing its position holds its lane's row, and is waited for.
   perform from outbox.lane l where l.target = swap.target for update;
   select max(l.epoch) + 1 into epochs from outbox.lane l where l.target = swap.target;
@@ -58,6 +62,8 @@ begin
       from generate_series(0, count - 1) as n;
   insert into outbox.position (target, lane, epoch, tick)
     select swap.target, n - 1, epochs, ticks[n] from generate_series(1, count) as n;
+  -- The old owners look at once whether they are still that.
+  perform pg_notify('outbox_tick', 'decided');
   return query select l.lane, l.epoch, l.slot_low, l.slot_high
     from outbox.lane l where l.target = swap.target order by l.lane;
 end $$;

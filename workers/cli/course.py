@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from rich.console import Console
@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from outbox import operation
 from outbox.cli.word import identity
 from outbox.errors import NotReady, OutboxError
+from outbox.lane import is_gone
 from outbox.operation import Operation
 
 _RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kMG]?)(?:/s)?")
@@ -76,7 +77,7 @@ def take_up(
     """
     if number is None:
         for row in reversed(operation.find(conn, kind=kind, state="running")):
-            if row["request"] == request and not row["runs"]:
+            if row["request"] == request and not (row["runs"] and not is_gone(row["place"])):
                 print(
                     f"{kind} {row['id']} of {row['started_at']:%Y-%m-%d %H:%M} was asked for the same and has not "
                     f"ended: it goes on (to begin anew: outbox operations abandon {row['id']}).",
@@ -125,7 +126,7 @@ class Pace:
 class Bar:
     """A bar on stderr, where that is a terminal; silent elsewhere. Used as a context."""
 
-    def __init__(self, what: str, total: float | None, done: float = 0) -> None:
+    def __init__(self, what: str, total: float | None, done: int = 0) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -133,7 +134,7 @@ class Bar:
         )  # fmt: skip
         self._task = self._progress.add_task(what, total=total, completed=done)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
