@@ -83,6 +83,12 @@ NAMES = (
     "house.partitions",
     "house.ticks",
     "house.positions",
+    "retention.written",
+    "retention.archived",
+    "retention.noted",
+    "retention.carried",
+    "retention.dropped",
+    "retention.forgotten",
     "sweep.removed",
     "sweep.purged",
 )

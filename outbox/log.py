@@ -84,7 +84,12 @@ def page(
     Fewer than `limit` means that the batch ends with them. Whole transactions only: all intents of one
     transaction lie in the same batch, whichever ticks are chosen. After PgQ's two-snapshot batches
     (Skytools, `pgq.batch_event_sql`).
+
+    From the first tick, where a participant begins that holds nothing, the base comes before the log: its rows have
+    smaller ids, and are puts.
     """
+    if start.shows_nothing:
+        return _first_page(conn, end, target=target, slots=slots, after=after, limit=limit)
     seen, end_seen = start.seen, end.seen
     with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
         return cursor.execute(
@@ -95,6 +100,24 @@ def page(
                 "floor": start.floor,
                 "high": end.high,
                 "xmax": str(seen.xmax),
+                "snapshot": end.snapshot,
+                "target": target,
+                "slot_low": slots.low,
+                "slot_high": slots.high,
+                "limit": limit,
+            },
+        ).fetchall()
+
+
+def _first_page(
+    conn: psycopg.Connection[Any], end: Tick, *, target: str, slots: Slots, after: int, limit: int
+) -> list[Intent]:
+    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+        return cursor.execute(
+            sql.load("log_page_first"),
+            {
+                "after": after,
+                "high": end.high,
                 "snapshot": end.snapshot,
                 "target": target,
                 "slot_low": slots.low,

@@ -17,6 +17,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_LMTP           lmtp://127.0.0.1:PORT or unix:/path: where `outbox work receipts` listens
     OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
+    OUTBOX_RETENTION      how old a partition of the log gets before it goes, such as 30d; not set: nothing is dropped
+    OUTBOX_ARCHIVE        directory or s3://BUCKET/PREFIX where it is archived first, or none
     OUTBOX_TTL            seconds of a lane's lease
     OUTBOX_SAGAS          modules that define sagas: package.module[,…]
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from outbox import span
 from outbox.errors import NotReady, StateVersion
 
 STATE_FORMAT = 1
@@ -40,6 +43,12 @@ STATE_FILE = "state.json"
 
 INLINE_MOST = 45_000
 """Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
+
+RETENTION_LEAST = 3600.0
+"""Seconds: ticks of the last hour are all kept, and restarts and retries fall into it."""
+
+NO_ARCHIVE = "none"
+"""As the archive's place: dropped without one."""
 
 Role = Literal["app", "worker", "operator", "saga", "admin"]
 
@@ -87,6 +96,10 @@ class Settings:
     blob_inline: int = 0
     #: Modules that define sagas.
     sagas: tuple[str, ...] = ()
+    #: Seconds after which the log's partitions are dropped; None: never.
+    retention: float | None = None
+    #: Directory or `s3://BUCKET/PREFIX` of their archives, or `none`; None if nothing says where.
+    archive: Path | str | None = None
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -129,6 +142,8 @@ class Settings:
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
             blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
+            retention=_retention(env.get("OUTBOX_RETENTION")),
+            archive=archive_place(env.get("OUTBOX_ARCHIVE")) or (directory / "archive" if embedded else None),
             sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
         )
 
@@ -161,6 +176,23 @@ def _seconds(text: str) -> float:
     if not 1.0 <= value <= 3600.0:
         raise NotReady(f"OUTBOX_TTL={text!r} is not a number of seconds between 1 and 3600: correct it")
     return value
+
+
+def _retention(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        value = span.parse(text)
+    except ValueError:
+        value = 0.0
+    if value < RETENTION_LEAST:
+        raise NotReady(f"OUTBOX_RETENTION={text!r} is not a span of time of an hour or more, such as 30d: correct it")
+    return value
+
+
+def archive_place(text: str | None) -> Path | str | None:
+    """Where archives go, as OUTBOX_ARCHIVE and `--archive` say it."""
+    return text if text == NO_ARCHIVE else _place(text)
 
 
 def _inline(text: str) -> int:

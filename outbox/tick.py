@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from outbox import sql
+from outbox import horizon, sql
 from outbox.errors import Fenced, NotThisLog
 from outbox.failpoint import hit
 from outbox.position import Position
@@ -66,6 +66,11 @@ class Tick(NamedTuple):
     @property
     def seen(self) -> Snapshot:
         return Snapshot.parse(self.snapshot)
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether no id was drawn yet: the first tick of a log, where a participant begins that holds nothing."""
+        return self.high == 0
 
 
 class Reading(NamedTuple):
@@ -151,11 +156,13 @@ def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMED
     If its tick was thinned, that is the nearest kept tick before it: some intents come again, which
     participants that keep their position take. Raises `NotThisLog` when the position comes from a history
     that this database doesn't have: another database, one restored to an earlier time, or a standby that
-    had not received everything; its text ends with `remedy`.
+    had not received everything; or when it is older than the log goes back (`outbox.horizon`). Its text ends with
+    `remedy`.
     """
     identity = conn.execute("select log from outbox.identity").fetchone()
     if identity is None or identity[0] != position.log:
         raise _not_this_log(position, remedy, "another database's log")
+    horizon.check(conn, position, remedy)
     around = [Tick(*row) for row in conn.execute(sql.load("tick_get"), {"id": position.tick})]
     before = [tick for tick in around if tick.id <= position.tick]
     after = [tick for tick in around if tick.id > position.tick]

@@ -15,6 +15,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.sagas",
     "tests.fixtures.proxy",
     "tests.fixtures.site",
+    "tests.fixtures.retention",
     "tests.fixtures.s3",
     "tests.fixtures.tls",
     "tests.fixtures.failpoints",

@@ -5,7 +5,7 @@ milliseconds while there is traffic, and less often when there was none for a wh
 one that ever notifies. No tick, no progress: `outbox status` shows the age of the last one.
 
 A second thread keeps house on a connection of its own, so that it never delays a tick: partitions ahead,
-old ticks and positions thinned, staged blobs of ended transactions swept.
+old ticks and positions thinned, staged blobs of ended transactions swept, old partitions archived and dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from outbox import sql, tick
+from outbox import retention, sql, tick
 from outbox.database import connect
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
@@ -39,10 +39,13 @@ QUIET = 30.0
 """Seconds without a tick after which the clock looks less often."""
 
 NONCE_EVERY = 60.0
-"""Seconds that ticks share a nonce. The last tick of each nonce is kept for ever: this bounds how many."""
+"""Seconds that ticks share a nonce. The last tick of each nonce is kept up to the horizon: this bounds how many."""
 
 HOUSE_EVERY = 5.0
 """Seconds between rounds of housekeeping."""
+
+RETENTION_EVERY = 600.0
+"""Seconds between looks whether a part of the log is old enough to go."""
 
 TICK_AGE = "1 hour"
 """Ticks younger than this are all kept."""
@@ -99,6 +102,7 @@ class Housekeeping:
         self._settings = settings
         self._store: Store | None = None
         self._sweep_at = 0.0
+        self._retain_at = 0.0
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -114,6 +118,7 @@ class Housekeeping:
             try:
                 conn = conn or connect(self._settings.database, name="housekeeping", check=False)
                 keep_house(conn, self._blobs())
+                self._retain(conn)
             except (psycopg.Error, OSError, OutboxError) as error:
                 ours = isinstance(error, OutboxError)
                 log.warning("housekeeping put off: %s", error if ours else type(error).__name__)
@@ -122,6 +127,13 @@ class Housekeeping:
                 conn = None
         if conn is not None:
             conn.close()
+
+    def _retain(self, conn: psycopg.Connection[Any]) -> None:
+        if time.monotonic() < self._retain_at:
+            return
+        self._retain_at = time.monotonic() + RETENTION_EVERY
+        for gone in retention.keep(conn, self._settings):
+            log.info("the partition %s is archived and dropped: the log begins with id %d", gone.name, gone.until)
 
     def _blobs(self) -> Store | None:
         """The store, when a sweep is due. None where blobs are on another machine."""

@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 
 from outbox import log, parked, tick
-from outbox.errors import NotThisLog, Unavailable
+from outbox.errors import Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
@@ -34,6 +34,7 @@ from outbox.position import Position
 from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
+from workers import stand
 from workers.attempt import Attempts
 from workers.guard import Guard, apart
 from workers.reporter import Reporter
@@ -85,6 +86,8 @@ class Reader:
         self._start: tick.Tick
         self._end: tick.Tick | None = None
         self._written: Position
+        #: What the participant holds itself, if it keeps a position and has no effects beyond that one.
+        self._own: Position | None = None
         self._written_at = 0.0
         self._parked_at = 0.0
         self._blocked_at = 0.0
@@ -101,15 +104,12 @@ class Reader:
         lane = self.lane
         self.participant.open(lane.view(self.conn))
         # What is written is the lane's, and not where the participant is: its owner may have died in between.
-        stand = self._written = lane.stand(self.conn)
+        at = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
-            own = self.participant.position()
-            remedy = getattr(self.participant, "remedy", tick.REMEDY)
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
-            self._reporter.ahead(self._written, stand)
+            at, self._own = stand.find(self.conn, lane, self.participant, at, self._reporter)
         else:
             self._doubtful = tick.latest(self.conn)
-        self._move(stand)
+        self._move(at)
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
@@ -197,7 +197,7 @@ class Reader:
             self.lane.show(self.conn, "draining", clear_deaths=True)
 
     def _advance(self, position: Position) -> None:
-        self.lane.advance(self.conn, position)
+        self.lane.advance(self.conn, position, self._own)
         self._written, self._written_at = position, time.monotonic()
 
     def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
@@ -223,6 +223,9 @@ class Reader:
                 raise Unavailable(f"{self.lane.target} went down before anything was done")
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
+        if ready and self.participant.keeps_position:
+            whole = not missing and not self._attempts.halved and outcomes.count(APPLIED) == len(outcomes)
+            self._own = after if whole else None
         self._record(ready, outcomes, after)
         hit("reader.recorded")
         self._move(after)
@@ -283,6 +286,7 @@ class Reader:
             hit("reader.parked")
             # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
+            self._own = after
 
     def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
         self._blocked.add(intent.key)
@@ -386,10 +390,3 @@ class Reader:
         if outcome.verdict is Verdict.BLOCKED:
             return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
         return self._parking(intent, outcome, attempts)
-
-
-def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
-    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
-    if row is None:
-        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
-    return Position(identity, row[0], row[1])

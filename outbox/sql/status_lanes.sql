@@ -31,6 +31,11 @@ select s.target, s.lane, s.epoch, s.owner is not null as owned, s.place,
             where l.target = s.target and l.slot between s.slot_low and s.slot_high
               and l.xid = any (array(select pg_snapshot_xip(t.snapshot))) and l.id <= t.floor and l.id > s.after
               and pg_visible_in_snapshot(l.xid, n.snapshot)
+           union all
+           -- From the first tick, the base comes before the log.
+           select b.created_at from outbox.base b, outbox.horizon h
+            where t.high = 0 and b.target = s.target and b.slot between s.slot_low and s.slot_high
+              and b.id > s.after and b.id < h.id
             limit %(limit)s) as waiting
  ) b
  where s.target <> 'clock'

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_resilver_i5_index_is_whole_when_the_power_is_cut_at_each_of_its_steps(m
         # When the index is built anew, and the power is cut
         process = resilver(machine, name)
         try:
-            until(lambda process=process: stands(process), f"it stands at {name}")
+            until(partial(stands, process), f"it stands at {name}")
             machine.power_off()
         finally:
             process.kill()
