@@ -68,7 +68,7 @@ NAMES = (
     "parked.applied",
     "parked.recorded",
     "parked.promoted",
-    # A resilver of the index, beside the lanes.
+    # A resilver: of the index beside the lanes, of blobs in place and into another store.
     "resilver.built",
     "resilver.based",
     "resilver.caught",
@@ -77,6 +77,8 @@ NAMES = (
     "resilver.drained",
     "resilver.ready",
     "resilver.removed",
+    "resilver.repeated",
+    "resilver.copied",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",

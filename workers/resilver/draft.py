@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,11 @@ class Draft:
         return Position.parse(text) if text else None
 
     @property
+    def tick(self) -> int:
+        """The tick that it goes on from."""
+        return Position.parse(self._said(POSITION) or self._said(BASIS)).tick
+
+    @property
     def documents(self) -> int:
         """How many it has."""
         return int(self._db.get_doccount())
@@ -129,7 +134,11 @@ class Draft:
     def build(self, conn: psycopg.Connection[Any], tell: Callable[[int], None]) -> None:
         """Write what is live, or the rest of it. `tell` hears of each commit how many documents it had."""
         if self.position is not None:
-            return
+            with suppress(NotThisLog):
+                tick.match(conn, self.position)
+                return
+            # Nobody has held the log for it.
+            self.begin_anew()
         basis, at = self._basis(conn)
         with _snapshot(conn):
             parameters = {
