@@ -14,7 +14,7 @@ from outbox.s3 import S3Store
 from tests.fixtures.rebuild import Rebuild
 from tests.fixtures.s3 import ENVIRONMENT
 from tests.fixtures.s3 import Server as S3Server
-from tests.fixtures.site import LIMIT, Site
+from tests.fixtures.site import LIMIT, Site, until
 
 
 @pytest.fixture
@@ -101,8 +101,6 @@ def test_resilver_i4_leaves_a_blob_deleted_when_it_is_deleted_before_the_lane_ge
     store.path(digest).unlink()
     # Given a delete that commits after the resilver has looked, and comes first in the log
     blocker = rebuild.start("--yes", "--from", str(other.directory), target="blob", failpoint="resilver.repeated:stop")
-    from tests.fixtures.site import until
-
     until(lambda: site.one("select count(*) from outbox.log where headers is not null") == 1, "it is repeated")
     site.admin.execute("select outbox.emit('blob', 'delete', %s)", (digest,))
     blocker.send_signal(18)
@@ -132,36 +130,28 @@ def test_resilver_i10_goes_on_with_blobs_when_it_was_killed(rebuild: Rebuild, st
 
 
 def test_resilver_i8_copies_a_directory_into_a_bucket_when_it_is_to_move(
-    rebuild: Rebuild, store: BlobStore, monkeypatch: pytest.MonkeyPatch
+    rebuild: Rebuild, store: BlobStore, s3: S3Store, s3_server: S3Server, s3_url: str
 ) -> None:
     # Given blobs in a directory, and a bucket
     site = rebuild.site
     site.start("clock")
     digests = {put(site, store, b"blob %d" % n) for n in range(3)} | {put(site, store, b"small", inline=True)}
     drain(site)
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    server = S3Server("moto")
-    try:
-        to = "s3://blobs/moved"
-        rebuild.environment |= ENVIRONMENT | {"OUTBOX_S3_ENDPOINT": server.url}
-        # When it is killed on the way, run again, and run once more after the last write
-        rebuild.run("--yes", "--to", to, target="blob", failpoint="resilver.copied", status=-9)
-        rebuild.run("--yes", "--to", to, target="blob")
-        digests.add(put(site, store, b"one more"))
-        drain(site)
-        said, _ = rebuild.run("--yes", "--json", "--to", to, target="blob")
-        assert json.loads(said)["copied"] == 1
-        # Then the bucket has all of them, and lanes that are told of it go on there
-        bucket = S3Store(to, server.url)
-        assert whole(bucket) == digests
-        gone = digests.pop()
-        site.admin.execute("select outbox.emit('blob', 'delete', %s)", (gone,))
-        site.environment |= ENVIRONMENT | {"OUTBOX_BLOBS": to, "OUTBOX_S3_ENDPOINT": server.url}
-        drain(site)
-        assert whole(bucket) == digests
-    finally:
-        server.close()
+    rebuild.environment |= ENVIRONMENT | {"OUTBOX_S3_ENDPOINT": s3_server.endpoint}
+    # When it is killed on the way, run again, and run once more after the last write
+    rebuild.run("--yes", "--to", s3_url, target="blob", failpoint="resilver.copied", status=-9)
+    rebuild.run("--yes", "--to", s3_url, target="blob")
+    digests.add(put(site, store, b"one more"))
+    drain(site)
+    said, _ = rebuild.run("--yes", "--json", "--to", s3_url, target="blob")
+    assert json.loads(said)["copied"] == 1
+    # Then the bucket has all of them, and lanes that are told of it go on there
+    assert whole(s3) == digests
+    gone = digests.pop()
+    site.admin.execute("select outbox.emit('blob', 'delete', %s)", (gone,))
+    site.environment |= ENVIRONMENT | {"OUTBOX_BLOBS": s3_url, "OUTBOX_S3_ENDPOINT": s3_server.endpoint}
+    drain(site)
+    assert whole(s3) == digests
 
 
 def test_resilver_refuses_a_store_that_lanes_already_write(rebuild: Rebuild, store: BlobStore) -> None:
