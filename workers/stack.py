@@ -28,7 +28,7 @@ from workers.postgres import DATABASE, Postgres, sockets_for
 from workers.statedir import Say, StateDirectory, until
 from workers.supervisor import CONTROL_SOCKET, MAIL_SOCKET, SERVERS, State, Supervisor
 
-_NOT_PASSED_ON = ("OUTBOX_DATABASE", "OUTBOX_SAGA_DATABASE", "PYTHONWARNINGS")
+_NOT_PASSED_ON = ("OUTBOX_DATABASE", "OUTBOX_SAGA_DATABASE", "OUTBOX_ACTOR_DATABASE", "PYTHONWARNINGS")
 
 _START = 60.0
 _DRAIN = 40.0  # more than the workers' stopwaitsecs
