@@ -180,6 +180,19 @@ begin
   perform outbox.saga_report(array[actor_done.id], array['applied'], array['']);
 end $$;
 
+------------------------------------------------------------------------------------------ reporting
+-- Tells the engine what became of messages that are steps of sagas (outbox.saga_report). Not by the lane's epoch: a
+-- message that is running may outlive its lane's owner, and belongs to its holder.
+create function outbox.actor_report(ids bigint[], verdicts text[], errors text[]) returns void
+language sql security definer set search_path = pg_catalog, pg_temp
+as $$
+  select outbox.saga_report(array_agg(r.id order by r.place), array_agg(r.verdict order by r.place),
+                            array_agg(r.error order by r.place))
+    from unnest(ids, verdicts, errors) with ordinality as r (id, verdict, error, place)
+    join outbox.log l on l.id = r.id
+   where starts_with(l.target, 'actor.')
+$$;
+
 ----------------------------------------------------------------------------------- read your writes
 -- As in 0007; and a lane must have nothing of the transaction in hand.
 create or replace function outbox.reached(xid xid8, target text, id bigint default null) returns boolean
@@ -255,6 +268,7 @@ revoke all on outbox.consumer from public;
 revoke all on function outbox.declare_queue(text, int) from public;
 revoke all on function outbox.queue_idle(text) from public;
 revoke all on function outbox.flush_queue(text) from public;
+revoke all on function outbox.actor_report(bigint[], text[], text[]) from public;
 revoke all on function outbox.actor_done(bigint, text, int, bigint, uuid) from public;
 
 grant select on outbox.consumer to outbox_worker, outbox_operator, outbox_reader;
@@ -262,6 +276,7 @@ grant insert, update, delete on outbox.consumer to outbox_actor;
 grant execute on function outbox.declare_queue(text, int) to outbox_app, outbox_operator;
 grant execute on function outbox.queue_idle(text) to outbox_app, outbox_operator, outbox_reader;
 grant execute on function outbox.flush_queue(text) to outbox_actor, outbox_operator;
+grant execute on function outbox.actor_report(bigint[], text[], text[]) to outbox_actor;
 grant execute on function outbox.actor_done(bigint, text, int, bigint, uuid) to outbox_app;
 
 reset role;
