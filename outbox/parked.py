@@ -6,12 +6,13 @@ it. What operators do with the same intents is in `outbox.decision`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import psycopg
 
 from outbox import sql
+from outbox.intent import Intent
 from outbox.lane import Lane
 
 Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped"]
@@ -82,6 +83,11 @@ def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) 
         },
     )
     return {row[0]: Taken(*row[1:]) for row in rows}
+
+
+def untried(intents: Sequence[Intent], taken: Mapping[int, Taken]) -> list[Parking]:
+    """What gives the attempts back that were not made after all."""
+    return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
 
 
 def promote(conn: psycopg.Connection[Any], lane: Lane) -> None:

@@ -73,6 +73,9 @@ class Doubt(NamedTuple):
     opened_at: datetime
     #: What earlier attempts left behind (for mail: the recipients already accepted).
     receipt: dict[str, Any]
+    #: True: the database was restored, and has lost what it knew of this intent. There may have been an attempt and
+    #: a success at any time since `opened_at`. NOT_APPLIED only if nothing of it could have vanished since.
+    adopted: bool = False
 
 
 class Item(NamedTuple):
@@ -101,6 +104,8 @@ class LaneView(NamedTuple):
     #: Raises `Fenced` when the lane has another owner by now. The reader asks before each `apply`; a participant
     #: whose effects can't be fenced where they are made asks before each of them, and lets the exception through.
     check: Callable[[], None] = lambda: None
+    #: Which of the participant's data the lanes write; rises with each resilver (`outbox.generation`).
+    generation: int = 0
 
 
 @runtime_checkable
@@ -175,6 +180,14 @@ class Timed(Protocol):
 
     def wake(self) -> bool:
         """Do what is due by the database's clock. → whether there was any. Called about as often as `apply`."""
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """What a participant has beside `Participant` if scrub is to compare contents, and not keys alone."""
+
+    def digest(self, intent: Intent) -> str:
+        """What `Item.digest` is when the content of this put is held. Makes no effect; no lane is open."""
 
 
 @runtime_checkable

@@ -129,10 +129,17 @@ class Reporter:
 
     def _held(self, start: int, end: int, after: int, last: int | None) -> None:
         """Report one stretch of the log: what lies between two ticks, after one id and up to another."""
-        ticks = tick.get(self._conn, start), tick.get(self._conn, end)
+        here, goal = tick.get(self._conn, start), tick.get(self._conn, end)
+        while here.id != goal.id:
+            reached = tick.reach(self._conn, here, goal)
+            if not tick.same_place(here, reached):
+                self._told(here, reached, after, last)
+            here, after = reached, 0
+
+    def _told(self, start: tick.Tick, end: tick.Tick, after: int, last: int | None) -> None:
         while True:
             page = log.page(
-                self._conn, *ticks, target=self._lane.target, slots=self._lane.slots, after=after, limit=PAGE
+                self._conn, start, end, target=self._lane.target, slots=self._lane.slots, after=after, limit=PAGE
             )
             held = [i.id for i in page if i.saga is not None and (last is None or i.id <= last)]
             if held:
