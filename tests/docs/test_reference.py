@@ -16,6 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
+from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
 from outbox.cli.why import document
@@ -185,11 +186,12 @@ def test_each_function_is_documented(admin: psycopg.Connection[Any]) -> None:
 
 def errors(root: type[BaseException] = OutboxError) -> dict[str, type[BaseException]]:
     """All of the product's own; modules that have some must be imported here."""
-    assert {BlobMissing, Unreachable, search.QueryInvalid}
+    assert {ArchiveDamaged, BlobMissing, Unreachable, search.QueryInvalid}
     found = {root.__name__: root}
     for kind in root.__subclasses__():
         if kind.__module__ in (
             "outbox.errors",
+            "outbox.archive",
             "outbox.blob",
             "outbox.database",
             "outbox.search",
