@@ -361,7 +361,10 @@ def test_housekeeping_thins_ticks_before_the_horizon_and_keeps_the_first_and_the
         bench.emit("k", n)
         bench.drain(reader)
     fill(bench)
-    bench.drain(reader)
+    # The horizon will be a tick like others: not the last of its nonce, and nobody stands there.
+    for n in range(3):
+        bench.emit("k", n)
+        bench.drain(reader)
     reader._note_empty(at_once=True)
     grow_old(bench.admin)
     query = "select id from outbox.tick order by id"
