@@ -90,6 +90,11 @@ def untried(intents: Sequence[Intent], taken: Mapping[int, Taken]) -> list[Parki
     return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
 
 
+def waiting(conn: psycopg.Connection[Any], lane: Lane) -> bool:
+    """Whether any is to be tried again, or its time has come: not what waits for an operator or a later day."""
+    return conn.execute(sql.load("parked_waiting"), _share(lane)).fetchone() is not None
+
+
 def promote(conn: psycopg.Connection[Any], lane: Lane) -> None:
     """Give those their turn that are blocked behind nothing any more."""
     conn.execute(sql.load("parked_promote"), _share(lane))

@@ -75,6 +75,12 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             if intent is None:
                 assert log is not None  # noqa: S101 - a sequence always has its row
                 archived = cursor.execute(sql.load("archive_find"), {"id": number}).fetchone()
+                found = decision.find(conn, decision.Choice(ids=[number]))
+                if found:
+                    # A row of the base, which a participant that is rebuilt was given and could not apply.
+                    says, command = _parked(found[0], None, None, trail)
+                    says = f"{says} {_archive(archived)}"
+                    return Whereabouts(number, found[0]["reason"], says, command, parked=found[0], audit=trail)
                 return _absent(number, log, archived, holders, trail)
             wanted = {**intent, "limit": COUNT_LIMIT}
             lane = cursor.execute(sql.load("whereabouts_lane"), wanted).fetchone()
