@@ -147,7 +147,8 @@ def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMED
     If its tick was thinned, that is the nearest kept tick before it: some intents come again, which
     participants that keep their position take. Raises `NotThisLog` when the position comes from a history
     that this database doesn't have: another database, or what was lost when this one was adopted; or when it is
-    older than the log goes back (`outbox.horizon`). Its text ends with `remedy`. Raises `WentBack` when the log went back and nobody has adopted it.
+    older than the log goes back (`outbox.horizon`). Its text ends with `remedy`.
+    Raises `WentBack` when the log went back and nobody has adopted it.
     """
     if era.identity(conn) != position.log:
         raise NotThisLog(
@@ -219,7 +220,7 @@ def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
 
 
 def same_place(start: Tick, end: Tick) -> bool:
-    """Whether nothing lies between them, of which `end` is what `reach` gave: an era's end, and the next one's start."""
+    """Whether nothing lies between `start` and what `reach` gave: an era's end, and the beginning of the next one."""
     return end.first != start.first and not start.shows_nothing
 
 
