@@ -20,12 +20,15 @@ class OutboxError(Exception):
 class Transient(OutboxError):
     """Trying again later can succeed.
 
-    `retry_after` (seconds) is the participant's own wish, when it told one.
+    `retry_after` (seconds) is the participant's own wish, when it told one. `untouched` promises that nothing has
+    happened (a connection that was refused): without it, a request that failed may have had its effect all the same,
+    and a saga that goes back undoes that.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, untouched: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.untouched = untouched
 
 
 class Unavailable(Transient):
@@ -67,6 +70,10 @@ class AddressInvalid(IntentRefused):
 
 class BlobRefused(IntentRefused):
     """The bytes of a blob can't be staged (larger or smaller than declared, not readable)."""
+
+
+class SagaRefused(Permanent):
+    """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
 
 
 class NotThisLog(Permanent):

@@ -68,6 +68,22 @@ NAMES = (
     "parked.applied",
     "parked.recorded",
     "parked.promoted",
+    # A replay.
+    "replay.begun",
+    "replay.appended",
+    "replay.saved",
+    "replay.ended",
+    # A resilver: of the index beside the lanes, of blobs in place and into another store.
+    "resilver.built",
+    "resilver.based",
+    "resilver.caught",
+    "resilver.checked",
+    "resilver.swapped",
+    "resilver.drained",
+    "resilver.ready",
+    "resilver.removed",
+    "resilver.repeated",
+    "resilver.copied",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",
@@ -82,6 +98,12 @@ NAMES = (
     "retention.forgotten",
     "sweep.removed",
     "sweep.purged",
+    # A scrub, and its repair.
+    "scrub.spilled",
+    "scrub.confirmed",
+    "scrub.saved",
+    "scrub.aside",
+    "scrub.emitted",
     # An operator takes a restored log over.
     "adopt.begun",
     "adopt.written",

@@ -32,7 +32,7 @@ def _row_factory(_cursor: Any) -> Callable[[Any], Intent]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Thousands of new tuples set the garbage collector off several times a page, and none of them is garbage."""
     if not gc.isenabled():
         yield
@@ -90,8 +90,12 @@ def page(
     """
     if start.shows_nothing:
         return _first_page(conn, end, target=target, slots=slots, after=after, limit=limit)
+    if start.first != end.first:
+        raise ValueError(
+            f"ticks {start.id} and {end.id} are of two eras: outbox.tick.reach says how far a batch can go"
+        )
     seen, end_seen = start.seen, end.seen
-    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page"),
             {
@@ -113,12 +117,12 @@ def page(
 def _first_page(
     conn: psycopg.Connection[Any], end: Tick, *, target: str, slots: Slots, after: int, limit: int
 ) -> list[Intent]:
-    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page_first"),
             {
-                "first": end.first,
                 "after": after,
+                "first": end.first,
                 "high": end.high,
                 "snapshot": end.snapshot,
                 "target": target,

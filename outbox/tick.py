@@ -135,7 +135,15 @@ def take(conn: psycopg.Connection[Any], epoch: int, low: int, nonce: str) -> Tic
 
 def latest(conn: psycopg.Connection[Any]) -> Tick:
     """The newest tick; there is always one."""
-    row = conn.execute(sql.load("tick_latest")).fetchone()
+    return _only(conn.execute(sql.load("tick_latest")).fetchone())
+
+
+def first(conn: psycopg.Connection[Any]) -> Tick:
+    """The oldest tick: where a participant begins that holds nothing."""
+    return _only(conn.execute(sql.load("tick_first")).fetchone())
+
+
+def _only(row: tuple[Any, ...] | None) -> Tick:
     if row is None:
         raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
     return Tick(*row)
@@ -146,9 +154,9 @@ def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMED
 
     If its tick was thinned, that is the nearest kept tick before it: some intents come again, which
     participants that keep their position take. Raises `NotThisLog` when the position comes from a history
-    that this database doesn't have: another database, or what was lost when this one was adopted; or when it is
-    older than the log goes back (`outbox.horizon`). Its text ends with `remedy`.
-    Raises `WentBack` when the log went back and nobody has adopted it.
+    that this database doesn't have: another database, or what was lost when this one was adopted; or when it is older
+    than the log goes back (`outbox.horizon`); its text ends with `remedy`. Raises `WentBack` when the log went back
+    and nobody has adopted it.
     """
     if era.identity(conn) != position.log:
         raise NotThisLog(
@@ -220,7 +228,7 @@ def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
 
 
 def same_place(start: Tick, end: Tick) -> bool:
-    """Whether nothing lies between `start` and what `reach` gave: an era's end, and the beginning of the next one."""
+    """Whether nothing lies between them: an era's end, and the next one's start. `end` is what `reach` gave."""
     return end.first != start.first and not start.shows_nothing
 
 

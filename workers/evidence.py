@@ -189,7 +189,7 @@ class PostfixEvidence:
 
     def _look_into_queue(self, sent: Sent) -> bool:
         try:
-            listed = self._run("postqueue", "-c", str(self.config_directory), "-j")
+            listed = self.run("postqueue", "-c", str(self.config_directory), "-j")
             for line in listed.splitlines():
                 message = json.loads(line)
                 _note(sent, _SENDER.match(message["sender"].encode()), [message["queue_id"]])
@@ -202,7 +202,7 @@ class PostfixEvidence:
         """→ whether the log reaches back to `since`."""
         oldest: datetime | None = None
         try:
-            log = self._log or self._find_log()
+            log = self._log or self.find_log()
             # Newest first: a file that is renamed in between is read twice, never missed.
             for path in (log, log.with_name(log.name + ".1")):
                 if path != log and not path.exists():
@@ -221,7 +221,7 @@ class PostfixEvidence:
     def check(self) -> None:
         """Raise `Unavailable` when nothing could be decided: better known before a mail is sent than after."""
         try:
-            with open(self._log or self._find_log(), "rb"):
+            with open(self._log or self.find_log(), "rb"):
                 pass
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(
@@ -230,13 +230,15 @@ class PostfixEvidence:
                 "OUTBOX_MAIL_EVIDENCE=none"
             ) from error
 
-    def _find_log(self) -> Path:
-        configured = self._run("postconf", "-c", str(self.config_directory), "-h", "maillog_file").strip()
+    def find_log(self) -> Path:
+        """Where Postfix logs. Raises OSError, `subprocess.SubprocessError`."""
+        configured = self.run("postconf", "-c", str(self.config_directory), "-h", "maillog_file").strip()
         self._log = Path(configured or "/var/log/mail.log")
         return self._log
 
     @staticmethod
-    def _run(*command: str) -> str:
+    def run(*command: str) -> str:
+        """What one of Postfix's tools prints. Raises OSError, `subprocess.SubprocessError`."""
         # Debian keeps these in /usr/sbin, which the PATH of an ordinary user lacks.
         environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin", "LC_ALL": "C"}
         return subprocess.run(

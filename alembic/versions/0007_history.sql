@@ -210,13 +210,11 @@ begin
 end $$;
 
 revoke all on outbox.era from public;
-revoke all on function outbox.here(), outbox.goes_on(), outbox.shows(bigint, bigint, pg_snapshot, xid8, bigint),
+revoke all on function outbox.here(), outbox.goes_on(),
   outbox.reached(xid8, text, bigint), outbox.fate(xid8, bigint), outbox.adopt(int, boolean, text, text), outbox.unapplied(), outbox.written_here(xid, xid8, xid)
   from public;
 grant execute on function outbox.reached(xid8, text, bigint) to outbox_app, outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.fate(xid8, bigint) to outbox_app, outbox_worker, outbox_operator, outbox_reader;
-grant execute on function outbox.shows(bigint, bigint, pg_snapshot, xid8, bigint)
-  to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.here(), outbox.goes_on() to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.adopt(int, boolean, text, text), outbox.unapplied() to outbox_operator;
 grant select on outbox.era to outbox_worker, outbox_operator, outbox_reader;

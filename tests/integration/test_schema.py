@@ -151,7 +151,7 @@ RIGHTS = {
     "select outbox.check_droppable(1000000)": set(),
     "select outbox.forget_dropped(), outbox.forget_sagas('1 day')": {"worker", "operator"},
     # Only the engine (outbox_saga) changes sagas: a participant's worker tells it what became of an intent.
-    "select outbox.saga_report('{}', '{}', '{}')": {"worker"},
+    "select outbox.saga_report('', 0, 0, '{}', '{}', '{}')": {"worker"},
     "select outbox.saga_state('00000000-0000-0000-0000-000000000001')": {"app", "worker", "operator", "reader"},
     "select * from outbox.saga": {"worker", "operator", "reader"},
     "update outbox.saga set decision = 'commit'": set(),
