@@ -8,5 +8,5 @@ select distinct on (key collate "C")
  where target = %(target)s and slot between %(slot_low)s and %(slot_high)s and key = any(%(keys)s)
    and action in ('put', 'delete') and parked is null and not void
    and (based and id < (select h.id from outbox.horizon h)
-        or not based and id <= %(high)s and pg_visible_in_snapshot(xid, %(snapshot)s))
+        or not based and outbox.shows(%(first)s, %(high)s, %(snapshot)s, xid, id))
  order by key collate "C", rank desc, id desc
