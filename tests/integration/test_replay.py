@@ -162,6 +162,9 @@ def test_replay_plans_what_becomes_of_each_intent(stage: Stage, bench: Bench) ->
         ("put", "recalled"): 1,
         ("put", "due"): 1,
     }
+    # And that is what it does
+    assert stage.replay() == {"again": 5, "left_out": {"behind": 1}}
+    assert [key for key, _ in stage.again()] == ["note/0", "note/1", "note/2", "photo/1", "saga"]
 
 
 def test_replay_repeats_events_in_order_when_it_is_asked_for(stage: Stage, bench: Bench) -> None:
