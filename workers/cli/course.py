@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from outbox import operation
 from outbox.cli.word import identity
 from outbox.errors import NotReady, OutboxError
+from outbox.lane import is_gone
 from outbox.operation import Operation
 
 _RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kMG]?)(?:/s)?")
@@ -76,7 +77,8 @@ def take_up(
     """
     if number is None:
         for row in reversed(operation.find(conn, kind=kind, state="running")):
-            if row["request"] == request and not row["runs"]:
+            # A process that was killed holds its lease for a while yet; on this machine one can see that it is gone.
+            if row["request"] == request and not (row["runs"] and not is_gone(row["place"])):
                 print(
                     f"{kind} {row['id']} of {row['started_at']:%Y-%m-%d %H:%M} was asked for the same and has not "
                     f"ended: it goes on (to begin anew: outbox operations abandon {row['id']}).",
@@ -125,7 +127,7 @@ class Pace:
 class Bar:
     """A bar on stderr, where that is a terminal; silent elsewhere. Used as a context."""
 
-    def __init__(self, what: str, total: float | None, done: float = 0) -> None:
+    def __init__(self, what: str, total: float | None, done: int = 0) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -144,6 +146,13 @@ class Bar:
     def advance(self, count: float) -> None:
         """So much more is done."""
         self._progress.advance(self._task, count)
+
+    def at(self, done: float, total: float | None = None) -> None:
+        """So much is done altogether; `total` when more is known of that."""
+        if total is None:
+            self._progress.update(self._task, completed=done)
+        else:
+            self._progress.update(self._task, completed=done, total=total)
 
     def say(self, what: str) -> None:
         """What it is doing, such as waiting for something."""
