@@ -9,7 +9,7 @@ Errors: `ArchiveDamaged`, before anything of the file is used; `NotReady` when t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import psycopg
@@ -30,7 +30,7 @@ def rows(
     assert choice.archive is not None  # noqa: S101 - the caller looked
     row = conn.execute("select log from outbox.identity").fetchone()
     found = archive.find(choice.archive, log=None if row is None else row[0], endpoint=endpoint)
-    for one, two in zip(found, found[1:], strict=False):
+    for one, two in pairwise(found):
         if two.first < one.until:
             raise NotReady(
                 f"the archives {one.name} and {two.name} are of the same part of the log, in two histories of it: "

@@ -4,7 +4,8 @@ A chunk and the progress of the operation commit together: whatever kills the pr
 the next one goes on behind it. Progress, in the operation's row:
 
     chosen    the choice as it was resolved when the replay began
-    parts     [[participant, words | parked | events | archived], …]; `part` is the one at hand, `after` the key or id done in it
+    parts     [[participant, words | parked | events | archived], …]; `part` is the one at hand, `after` the key or id
+              done in it
     planned   how many intents the plan promised
     again     how many were appended; `left_out` how many were not, by reason
     xids      participant → the transaction that appended last, for whoever waits for it

@@ -114,7 +114,8 @@ def _choice(args: argparse.Namespace) -> Choice:
     choice = Choice(
         targets=tuple(sorted(set(args.targets))), key=args.key, key_prefix=prefix, saga=args.saga,
         begin=args.begin, end=args.end, after_tick=args.after_tick, upto_tick=args.upto_tick,
-        parked=tuple(sorted(set(args.parked))), archive=args.from_archive, resend_mail=args.resend_mail, events=args.events,
+        parked=tuple(sorted(set(args.parked))), archive=args.from_archive, resend_mail=args.resend_mail,
+        events=args.events,
     )  # fmt: skip
     if args.resume is not None and choice != Choice():
         args.usage_error("--resume goes on with what was chosen when it began: leave the other choices out")
