@@ -231,7 +231,7 @@ def test_replay_can_be_stopped_and_resumed(site: Site, operate: Operator, sent: 
     assert "Not finished; go on with: outbox replay --resume 1" in err
     assert "Traceback" not in err
     assert len(operate.repeated()) < len(intents)
-    [row] = (operate.json("operations", "show", "1"),)
+    row = operate.json("operations", "show", "1")
     assert (row["state"], row["runs"]) == ("running", False)
     # Then it can be resumed by its number, and not twice
     assert operate.json("replay", "--resume", "1")["again"] == len(intents)
