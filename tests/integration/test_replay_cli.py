@@ -245,6 +245,13 @@ def test_operations_can_be_given_up(site: Site, operate: Operator) -> None:
     operate.run("replay", "index", "--yes", "--rate", "8", status=-signal.SIGKILL, OUTBOX_FAILPOINT="replay.saved")
     out, _ = operate.run("operations", "list")
     assert "to be resumed" in out
+    # A plan of the same takes nothing up, and without --yes it is left where it is
+    before = site.one("select epoch from outbox.operation")
+    assert operate.json("replay", "index", "--dry-run")["plan"]["intents"] == 12
+    assert site.one("select epoch from outbox.operation") == before
+    _, err = operate.run("replay", "index", status=1)
+    assert "Nothing was done: add --yes to do it." in err
+    assert len(operate.repeated()) == 8
     out, _ = operate.run("operations", "abandon", "1", "--note", "not needed")
     assert "abandoned" in out
     assert "not needed" in out

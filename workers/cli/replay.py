@@ -88,9 +88,14 @@ def run(args: argparse.Namespace) -> int:
         if stream.pooled:
             raise NotReady("a replay reads with a cursor, which a pooler may lose: connect past the pooler")
         store = _store(settings)
-        found = course.take_up(conn, KIND, number=args.resume, request=choice.request())
+        found = None
+        if not args.dry_run:
+            found = course.take_up(conn, KIND, number=args.resume, request=choice.request())
+        if found is not None and args.resume is None and not course.agreed("", "Go on with it?", yes=args.yes):
+            found.end(conn, "running")
+            return 1
         planned: plan.Plan | None = None
-        if found is None or args.dry_run:
+        if found is None:
             chosen = choice.resolve(conn)
             endpoint = settings.s3_endpoint
             planned = plan.make(conn, choice, chosen, rate=args.rate, store=store, endpoint=endpoint)
@@ -117,8 +122,8 @@ def _choice(args: argparse.Namespace) -> Choice:
         parked=tuple(sorted(set(args.parked))), archive=args.from_archive, resend_mail=args.resend_mail,
         events=args.events,
     )  # fmt: skip
-    if args.resume is not None and choice != Choice():
-        args.usage_error("--resume goes on with what was chosen when it began: leave the other choices out")
+    if args.resume is not None and (choice != Choice() or args.dry_run):
+        args.usage_error("--resume goes on with what was chosen when it began: leave the other options out")
     return choice
 
 
