@@ -79,6 +79,12 @@ NAMES = (
     "house.partitions",
     "house.ticks",
     "house.positions",
+    "retention.written",
+    "retention.archived",
+    "retention.noted",
+    "retention.carried",
+    "retention.dropped",
+    "retention.forgotten",
     "sweep.removed",
     "sweep.purged",
     # A scrub, and its repair.
@@ -87,6 +93,10 @@ NAMES = (
     "scrub.saved",
     "scrub.aside",
     "scrub.emitted",
+    # An operator takes a restored log over.
+    "adopt.begun",
+    "adopt.written",
+    "adopt.adopted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

@@ -142,11 +142,20 @@ class Lane:
         """Inside a transaction: hold the lane against a new owner until it ends. Raises `Fenced`."""
         self._must(conn.execute(sql.load("lane_fence"), self._me).fetchone())
 
-    def advance(self, conn: psycopg.Connection[Any], position: Position) -> None:
-        """Append the lane's new position. Raises `Fenced`."""
+    def advance(self, conn: psycopg.Connection[Any], position: Position, own: Position | None = None) -> None:
+        """Append the lane's new position, and the one that its participant holds itself, if that is known.
+
+        Raises `Fenced`.
+        """
         row = conn.execute(
             sql.load("lane_advance"),
-            {**self._me, "tick": position.tick, "upto": position.upto, "after": position.after},
+            {
+                **self._me,
+                "tick": position.tick,
+                "upto": position.upto,
+                "after": position.after,
+                "own": None if own is None else str(own),
+            },
         ).fetchone()
         self._must(row)
         hit("lane.advanced")
@@ -154,6 +163,11 @@ class Lane:
     def stand(self, conn: psycopg.Connection[Any]) -> Position:
         """The lane's newest position in the database."""
         return stand(conn, self.target, self.lane)
+
+    def own(self, conn: psycopg.Connection[Any]) -> Position | None:
+        """What the participant held itself when that was written; None if it isn't known."""
+        row = conn.execute(sql.load("lane_own"), {"target": self.target, "lane": self.lane}).fetchone()
+        return None if row is None or row[0] is None else Position.parse(row[0])
 
     def show(
         self, conn: psycopg.Connection[Any], state: str, reason: str | None = None, *, clear_deaths: bool = False

@@ -16,7 +16,8 @@ from typing import Any
 
 import psycopg
 
-from outbox import sql
+from outbox import horizon, sql
+from outbox.errors import NotReady
 from outbox.intent import Intent
 from outbox.log import Slots
 from outbox.tick import Tick
@@ -38,6 +39,8 @@ def puts(
     they are given.
 
     Opens a transaction on `conn` for as long as it is read; `conn` must not be in one. Memory is that of `FETCH` rows.
+    Whoever asks for another tick than the newest is a follower (`outbox.follower`) at that tick meanwhile, because the
+    base is what was live at the horizon. Raises `NotReady` for a tick before that.
     """
     slots = slots or Slots()
     parameters = {
@@ -46,10 +49,17 @@ def puts(
         "slot_high": slots.high,
         "after": after,
         "keys": None if keys is None else list(keys),
+        "first": at.first,
         "high": at.high,
         "snapshot": at.snapshot,
     }
     with conn.transaction():
+        begins = horizon.read(conn).tick
+        if at.id < begins:
+            raise NotReady(
+                f"the log goes back to tick {begins} only, so nobody knows what was live at tick {at.id}: "
+                "ask for a later one"
+            )
         # Worker connections forbid what a hot path must not do; this reads everything, once.
         conn.execute("set local enable_seqscan = on")
         with conn.cursor(name="outbox_live") as cursor:

@@ -28,9 +28,9 @@ class Verdict(Enum):
 
     #: The effect is durable (or was already).
     APPLIED = "applied"
-    #: It failed and can succeed later.
+    #: It failed and can succeed later. It may have had its effect all the same, unless the outcome says `untouched`.
     RETRY = "retry"
-    #: It can't succeed: an operator decides.
+    #: It can't succeed, and this try has had no effect: an operator decides.
     POISON = "poison"
     #: It may have happened.
     IN_DOUBT = "in_doubt"
@@ -50,6 +50,8 @@ class Outcome(NamedTuple):
     retry_after: float | None = None
     #: Two-phase participants: what the receipt names is prepared, and takes effect by `TwoPhase.release`.
     prepared: bool = False
+    #: RETRY: nothing has happened, for sure. A participant whose attempts are recorded needn't say: its receipts tell.
+    untouched: bool = False
 
 
 APPLIED = Outcome(Verdict.APPLIED)
@@ -71,6 +73,9 @@ class Doubt(NamedTuple):
     opened_at: datetime
     #: What earlier attempts left behind (for mail: the recipients already accepted).
     receipt: dict[str, Any]
+    #: True: the database was restored, and has lost what it knew of this intent. There may have been an attempt and
+    #: a success at any time since `opened_at`. NOT_APPLIED only if nothing of it could have vanished since.
+    adopted: bool = False
 
 
 class Item(NamedTuple):

@@ -105,7 +105,22 @@ class Word(NamedTuple):
 
 
 #: Which intents are meant, as the parameters of `replay_chosen.sql`: by default all.
-EVERYTHING: dict[str, Any] = dict.fromkeys(("key", "key_prefix", "keys", "saga", "begin", "end", "seen", "upto"))
+EVERYTHING: dict[str, Any] = dict.fromkeys(
+    (
+        "key",
+        "key_prefix",
+        "keys",
+        "saga",
+        "begin",
+        "end",
+        "seen",
+        "seen_first",
+        "seen_high",
+        "upto",
+        "upto_first",
+        "upto_high",
+    )
+)
 
 FETCH = 1000
 """Rows that come at a time."""
@@ -210,9 +225,12 @@ def overtaken(
         "sinces": [says.since for _, says in repetitions],
         "anews": [says.anew for _, says in repetitions],
         "floor": min(says.since for _, says in repetitions),
-        "high": end.high,
         "start": start.snapshot,
+        "start_first": start.first,
+        "start_high": start.high,
         "end": end.snapshot,
+        "end_first": end.first,
+        "end_high": end.high,
         "target": target,
         "slot_low": slots.low,
         "slot_high": slots.high,

@@ -56,6 +56,9 @@ class Finding(NamedTuple):
 class MailEvidence(Protocol):
     """A way to find out what a mail server has taken."""
 
+    #: Whether what was taken is found for as long as the server keeps it, whatever our database has forgotten.
+    lasting: bool
+
     def check(self) -> None:
         """Raise `Unavailable` if nothing could be found out."""
 
@@ -94,6 +97,8 @@ def evidence_for(setting: str, settings: Settings | None = None) -> MailEvidence
 class NoEvidence:
     """A server that can't be asked, such as a remote relay: the message's policy decides."""
 
+    lasting = False
+
     def check(self) -> None:
         """Nothing is promised."""
 
@@ -107,6 +112,8 @@ class NoEvidence:
 
 class MaildirEvidence:
     """The Maildir of the embedded server. A message deleted from it within the minute of its arrival is missed."""
+
+    lasting = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,6 +158,8 @@ class PostfixEvidence:
     Needs the right to read the log. Not seen: what was logged into a file that has since been compressed or
     removed. Then, and whenever the log doesn't reach back to the attempt, the finding is UNKNOWN.
     """
+
+    lasting = True
 
     def __init__(self, config_directory: Path, *, log: Path | None = None, settle: float = 5.0) -> None:
         self.config_directory = config_directory

@@ -172,8 +172,8 @@ def ready(intent: Intent) -> Put | None:
     return Put(content, record, terms)
 
 
-def build(put: Put, unique: str, generator: Any) -> Any:
-    """The xapian.Document of a put; `unique` is the term of its key. The same put makes the same document."""
+def document_of(put: Put, unique: str, generator: Any) -> Any:
+    """The xapian.Document of a put: what is indexed of it, and how. `generator` is that of its language."""
     content = put.content
     doc = xapian.Document()
     doc.set_data(put.record)
@@ -201,7 +201,7 @@ def _write(shard: Shard, db: Any, last: dict[str, Put | None]) -> None:
             db.delete_document(unique)
             continue
         keywords = put.content.keywords
-        db.replace_document(unique, build(put, unique, shard.generator(put.content.language)))
+        db.replace_document(unique, document_of(put, unique, shard.generator(put.content.language)))
         if keywords and not keywords.keys() <= fields:
             fields |= keywords.keys()
     if fields != shard.fields:

@@ -25,7 +25,7 @@ from typing import Any
 import psycopg
 
 from outbox import log, parked, tick
-from outbox.errors import NotThisLog, Unavailable
+from outbox.errors import Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
@@ -35,6 +35,7 @@ from outbox.position import Position
 from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
+from workers import stand
 from workers.attempt import Attempts
 from workers.guard import Guard, apart
 from workers.reporter import Reporter
@@ -86,6 +87,8 @@ class Reader:
         self._start: tick.Tick
         self._end: tick.Tick | None = None
         self._written: Position
+        #: What the participant holds itself, if it keeps a position and has no effects beyond that one.
+        self._own: Position | None = None
         self._written_at = 0.0
         self._parked_at = 0.0
         self._blocked_at = 0.0
@@ -103,15 +106,12 @@ class Reader:
         check = partial(lane.check, self.conn)
         self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
         # What is written is the lane's, and not where the participant is: its owner may have died in between.
-        stand = self._written = lane.stand(self.conn)
+        at = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
-            own = self.participant.position()
-            remedy = getattr(self.participant, "remedy", tick.REMEDY)
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
-            self._reporter.ahead(self._written, stand)
+            at, self._own = stand.find(self.conn, lane, self.participant, at, self._reporter)
         else:
             self._doubtful = tick.latest(self.conn)
-        self._move(stand)
+        self._move(at)
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
@@ -166,13 +166,18 @@ class Reader:
         if not position.upto:
             if self._doubtful is not None and position.tick >= self._doubtful.id:
                 self._doubtful = None
-            self._end = self._doubtful or tick.latest(self.conn)
+            self._end = tick.reach(self.conn, self._start, self._doubtful or tick.latest(self.conn))
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(self.conn, position.upto)
         end = self._end
         if end.id == position.tick:
             self._note_empty()
             return False
+        if end.first != self._start.first and not self._start.shows_nothing:
+            # The end of an era is the beginning of the next one.
+            self._move(log.step(position, end, None))
+            self._note_empty(at_once=True)
+            return True
         limit = self._limit()
         page = log.page(
             self.conn, self._start, end,
@@ -199,7 +204,7 @@ class Reader:
             self.lane.show(self.conn, "draining", clear_deaths=True)
 
     def _advance(self, position: Position) -> None:
-        self.lane.advance(self.conn, position)
+        self.lane.advance(self.conn, position, self._own)
         self._written, self._written_at = position, time.monotonic()
 
     def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
@@ -225,6 +230,9 @@ class Reader:
                 raise Unavailable(f"{self.lane.target} went down before anything was done")
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
+        if ready and self.participant.keeps_position:
+            whole = not missing and not self._attempts.halved and outcomes.count(APPLIED) == len(outcomes)
+            self._own = after if whole else None
         self._record(ready, outcomes, after)
         hit("reader.recorded")
         self._move(after)
@@ -266,15 +274,17 @@ class Reader:
         parkings = []
         if outcomes.count(APPLIED) < len(outcomes):
             pairs = zip(batch, outcomes, strict=True)
-            parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            # An owner that died may have applied it.
+            before = self._doubtful is not None and self.lane.unclean
+            parkings = [self._parking(i, o, 1, before=before) for i, o in pairs if o.verdict is not Verdict.APPLIED]
         failed = bool(parkings)
-        parkings, reports = self._reporter.judge(batch, outcomes, parkings)
-        if not failed and not reports and not self.participant.records_attempts:
+        if not failed and not self.participant.records_attempts and not self._reporter.concerned(batch):
             self._advance(after)
             return
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
+            parkings, reports = self._reporter.judge(batch, outcomes, parkings)
             if parkings:
                 parked.put(self.conn, parkings)
             freed = self._reporter.send(reports)
@@ -285,21 +295,28 @@ class Reader:
             hit("reader.parked")
             # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
+            self._own = after
 
-    def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _parking(self, intent: Intent, outcome: Outcome, attempts: int, *, before: bool = False) -> Parking:
+        """`before`: whether a try before may have had its effect."""
         self._blocked.add(intent.key)
+        # Where attempts are recorded, their receipts tell.
+        doubtful = before and not self.participant.records_attempts
         match outcome.verdict:
-            case Verdict.RETRY if attempts < self.backoff.attempts:
-                wait = self.backoff.wait(attempts, outcome.retry_after)
-                return Parking(intent.id, "retry", attempts, wait, outcome.error)
             case Verdict.RETRY:
-                return Parking(intent.id, "poison", attempts, error=f"tried {attempts} times: {outcome.error}")
+                doubtful = doubtful or not (outcome.untouched or self.participant.records_attempts)
+                backoff = self._reporter.backoff(intent) or self.backoff
+                if attempts < backoff.attempts:
+                    wait = backoff.wait(attempts, outcome.retry_after)
+                    return Parking(intent.id, "retry", attempts, wait, outcome.error, doubtful)
+                text = f"tried {attempts} times: {outcome.error}"
+                return Parking(intent.id, "poison", attempts, error=text, doubtful=doubtful)
             case Verdict.BLOCKED:
                 return Parking(intent.id, "blocked")
             case Verdict.IN_DOUBT:
                 return Parking(intent.id, "in_doubt", attempts, error=outcome.error)
             case _:
-                return Parking(intent.id, "poison", attempts, error=outcome.error)
+                return Parking(intent.id, "poison", attempts, error=outcome.error, doubtful=doubtful)
 
     # ----------------------------------------------------------------------------------- what is parked
 
@@ -319,7 +336,7 @@ class Reader:
         void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
         overtaken = self._guard.overtaken(batch, self._start, self._end or self._start)
         if out := void | overtaken:
-            self._reporter.withdraw(out, untold)
+            self._reporter.withdraw(out, untold, {i.id for i in batch if taken[i.id].doubtful})
             self._blocked = parked.keys(self.conn, self.lane)
             batch = [intent for intent in batch if intent.id not in out]
         if deadly := [
@@ -342,7 +359,7 @@ class Reader:
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
-            failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed or untried:
                 parked.put(self.conn, failed + parked.untried(untried, taken))
@@ -384,14 +401,7 @@ class Reader:
             self.lane.fence(self.conn)
             parked.put(self.conn, parkings)
 
-    def _again(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _again(self, intent: Intent, outcome: Outcome, taken: parked.Taken) -> Parking:
         if outcome.verdict is Verdict.BLOCKED:
-            return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
-        return self._parking(intent, outcome, attempts)
-
-
-def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
-    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
-    if row is None:
-        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
-    return Position(identity, row[0], row[1])
+            return Parking(intent.id, "retry", taken.attempts - 1, self.backoff.first, outcome.error)
+        return self._parking(intent, outcome, taken.attempts, before=taken.doubtful or taken.deaths > 1)

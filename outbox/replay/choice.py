@@ -87,8 +87,8 @@ class Choice:
             "saga": None if self.saga is None else str(self.saga),
             "begin": None if self.begin is None else self.begin.isoformat(),
             "end": None if self.end is None else self.end.isoformat(),
-            "seen": None if self.after_tick is None else tick.get(conn, self.after_tick).snapshot,
-            "upto": latest.snapshot,
+            **_shown("seen", None if self.after_tick is None else tick.get(conn, self.after_tick)),
+            **_shown("upto", latest),
             "reasons": list(self.parked) or None,
         }
 
@@ -105,3 +105,9 @@ class Choice:
                 if self.events and target not in ("index", "blob"):
                     parts.append((target, "events"))
         return parts
+
+
+def _shown(name: str, at: tick.Tick | None) -> dict[str, Any]:
+    """What a tick shows, as parameters: by value, because a tick may be thinned before they are used again."""
+    snapshot, first, high = (None, None, None) if at is None else (at.snapshot, at.first, at.high)
+    return {name: snapshot, f"{name}_first": first, f"{name}_high": high}

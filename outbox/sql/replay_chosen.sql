@@ -6,5 +6,7 @@
     and (%(saga)s::uuid is null or w.saga = %(saga)s)
     and (%(begin)s::timestamptz is null or w.created_at >= %(begin)s)
     and (%(end)s::timestamptz is null or w.created_at < %(end)s)
-    and (%(seen)s::text is null or not w.based and not pg_visible_in_snapshot(w.xid, %(seen)s::pg_snapshot))
-    and (%(upto)s::text is null or w.based or pg_visible_in_snapshot(w.xid, %(upto)s::pg_snapshot))
+    and (%(seen)s::text is null or not w.based and not outbox.shows(
+          %(seen_first)s::bigint, %(seen_high)s::bigint, %(seen)s::pg_snapshot, w.xid, w.id))
+    and (%(upto)s::text is null or w.based or outbox.shows(
+          %(upto_first)s::bigint, %(upto_high)s::bigint, %(upto)s::pg_snapshot, w.xid, w.id))

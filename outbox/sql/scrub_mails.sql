@@ -2,7 +2,7 @@
 --   Reads all of mail's rows once.
 -- Locks: none. Tables: outbox.log, outbox.receipt, outbox.parked (read). Called by: workers.scrub.mail.
 select coalesce(l.payload ->> 'token', '') as token, l.id, l.action,
-       pg_visible_in_snapshot(l.xid, %(snapshot)s) and p.id is null as passed, p.reason as parked, r.state,
+       outbox.shows(%(first)s, %(high)s, %(snapshot)s, l.xid, l.id) and p.id is null as passed, p.reason as parked, r.state,
        coalesce(extract(epoch from r.opened_at)::float8, 0) as opened,
        coalesce(extract(epoch from r.closed_at)::float8, 0) as closed,
        array(select jsonb_object_keys(coalesce(r.evidence -> 'accepted', '{}'))) as accepted,

@@ -5,9 +5,9 @@ select key from outbox.parked
  where target = %(target)s and key = any (%(keys)s) and reason <> 'skipped'
 union
 select key from outbox.log
- where id > %(floor)s and not pg_visible_in_snapshot(xid, %(snapshot)s)
+ where id > %(floor)s and not outbox.shows(%(first)s, %(high)s, %(snapshot)s, xid, id)
    and target = %(target)s and key = any (%(keys)s)
 union
 select key from outbox.log
- where xid = any (%(stragglers)s::xid8[])
+ where xid = any (%(stragglers)s::xid8[]) and id >= %(first)s
    and target = %(target)s and key = any (%(keys)s)

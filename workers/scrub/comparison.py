@@ -106,6 +106,8 @@ def in_motion(conn: psycopg.Connection[Any], target: str, at: Tick, keys: Collec
         "target": target,
         "keys": list(keys),
         "floor": at.floor,
+        "first": at.first,
+        "high": at.high,
         "snapshot": at.snapshot,
         "stragglers": [str(xid) for xid in sorted(at.seen.running)],
     }

@@ -24,11 +24,11 @@ from outbox.intent import Intent
 from outbox.log import Slots
 from outbox.position import Position
 from outbox.search import TRIES, shards
-from workers.index import build, ready
+from workers.index import document_of, ready
 from workers.scrub.finding import Kind, Repair
 from workers.scrub.pace import Pace
 from workers.scrub.subject import Fault, Held
-from workers.shard import POSITION, generator, numbers, xapian
+from workers.shard import POSITION, new_generator, numbers, xapian
 
 POSTINGS = 16
 """Words of a document that are looked up, chosen anew each time. All of them would take ten times as long, and damage
@@ -131,8 +131,8 @@ class IndexSubject:
             return Fault("corrupt", "the document is of an intent that can't be indexed")
         language = put.content.language
         if language not in self._generators:
-            self._generators[language] = generator(language)
-        made = build(put, key_term(intent.key), self._generators[language])
+            self._generators[language] = new_generator(language)
+        made = document_of(put, key_term(intent.key), self._generators[language])
         if made.serialise() != stored.serialise():
             return Fault("corrupt", f"the document's words or its record are not what intent {intent.id} says")
         return _unfindable(db, number, made, key_term(intent.key))

@@ -137,7 +137,7 @@ class MailSurvey:
             self._conn.execute("set local enable_seqscan = on")
             with self._conn.cursor(name="outbox_scrub") as cursor:
                 cursor.itersize = 1000
-                cursor.execute(sql.load("scrub_mails"), {"snapshot": at.snapshot})
+                cursor.execute(sql.load("scrub_mails"), {"first": at.first, "high": at.high, "snapshot": at.snapshot})
                 yield from cursor
 
     def _now(self) -> float:
