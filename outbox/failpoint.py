@@ -73,6 +73,17 @@ NAMES = (
     "replay.appended",
     "replay.saved",
     "replay.ended",
+    # A resilver: of the index beside the lanes, of blobs in place and into another store.
+    "resilver.built",
+    "resilver.based",
+    "resilver.caught",
+    "resilver.checked",
+    "resilver.swapped",
+    "resilver.drained",
+    "resilver.ready",
+    "resilver.removed",
+    "resilver.repeated",
+    "resilver.copied",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",

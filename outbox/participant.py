@@ -104,6 +104,8 @@ class LaneView(NamedTuple):
     #: Raises `Fenced` when the lane has another owner by now. The reader asks before each `apply`; a participant
     #: whose effects can't be fenced where they are made asks before each of them, and lets the exception through.
     check: Callable[[], None] = lambda: None
+    #: Which of the participant's data the lanes write; rises with each resilver (`outbox.generation`).
+    generation: int = 0
 
 
 @runtime_checkable

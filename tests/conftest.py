@@ -27,6 +27,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.hostile",
     "tests.fixtures.pgbouncer",
     "tests.fixtures.zombie",
+    "tests.fixtures.rebuild",
 ]
 
 

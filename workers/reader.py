@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -30,7 +29,7 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
 from outbox.parked import Parking
-from outbox.participant import APPLIED, LaneView, Outcome, Participant, Timed, Verdict
+from outbox.participant import APPLIED, Outcome, Participant, Timed, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
 from outbox.saga import report
@@ -103,8 +102,7 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        check = partial(lane.check, self.conn)
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
+        self.participant.open(lane.view(self.conn))
         # What is written is the lane's, and not where the participant is: its owner may have died in between.
         at = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
@@ -173,7 +171,7 @@ class Reader:
         if end.id == position.tick:
             self._note_empty()
             return False
-        if end.first != self._start.first and not self._start.shows_nothing:
+        if tick.same_place(self._start, end):
             # The end of an era is the beginning of the next one.
             self._move(log.step(position, end, None))
             self._note_empty(at_once=True)

@@ -45,7 +45,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import xapian
 
-__all__ = ["EPOCH", "POSITION", "SLOTS", "Shard", "inventory", "new_generator", "numbers", "xapian"]
+__all__ = [
+    "EPOCH",
+    "FORMAT",
+    "POSITION",
+    "SLOTS",
+    "Shard",
+    "format_of",
+    "inventory",
+    "new_generator",
+    "numbers",
+    "xapian",
+]
 
 EPOCH = "outbox.epoch"
 """Name of the metadata that holds the highest epoch that has opened the shard."""
@@ -56,6 +67,9 @@ POSITION = "outbox.position"
 SLOTS = "outbox.slots"
 """Name of the metadata that holds the first and the last slot of the shard's keys, as `0-16383`."""
 
+FORMAT = "outbox.format"
+"""Name of the metadata that holds what the documents were made as (`workers.index.format_of_documents`)."""
+
 SLICE = 500
 """Documents read at a time by `inventory`, between looks whether the shard has moved on."""
 
@@ -63,8 +77,10 @@ SLICE = 500
 class Shard:
     """A shard and the right to write it. Not thread-safe."""
 
-    def __init__(self, path: Path, epoch: int, slots: tuple[int, int] = (0, 16383)) -> None:
+    def __init__(self, path: Path, epoch: int, slots: tuple[int, int] = (0, 16383), made_as: str = "") -> None:
+        """`made_as`: the format of the documents that a new shard will have."""
         self.path = path
+        self._made_as = made_as
         self._slots = "{}-{}".format(*slots)
         #: Keyword fields that some document of this shard has or had.
         self.fields: frozenset[str] = frozenset()
@@ -149,6 +165,9 @@ class Shard:
         self._db.set_metadata(SLOTS, self._slots)
         if begin_anew:
             self._db.set_metadata(POSITION, "")
+        if begin_anew or not self._db.get_metadata(FORMAT):
+            # Shards of before there were formats were all made as the first version did.
+            self._db.set_metadata(FORMAT, self._made_as)
         self._db.commit_transaction()
         hit("index.epoch")
         os.fsync(self._folder)
@@ -236,6 +255,17 @@ def new_generator(language: str) -> Any:
     made.set_stemmer(xapian.Stem(language))
     made.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
     return made
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a shard was made with; None if it can't be read, or has never had an owner."""
+    try:
+        db = xapian.Database(str(path))
+        found: str = db.get_metadata(FORMAT).decode()
+        db.close()
+    except xapian.DatabaseError:
+        return None
+    return found or None
 
 
 def inventory(path: Path) -> Iterator[Item]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, saga, saga_latency, scrub
+from tests.bench import blob, index, latency, log, orm, retention, saga, saga_latency, scrub
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -49,6 +49,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "saga": saga.measure,
     "saga-latency": saga_latency.measure,
     "saga-kept": saga.kept,
+    "retention": retention.measure,
 }
 
 LONG = frozenset({"log-1e6", "saga-kept"})

@@ -127,7 +127,7 @@ class Pace:
 class Bar:
     """A bar on stderr, where that is a terminal; silent elsewhere. Used as a context."""
 
-    def __init__(self, what: str, total: float | None, done: float = 0) -> None:
+    def __init__(self, what: str, total: float | None, done: int = 0) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
