@@ -23,7 +23,7 @@ from workers.scrub.own import OwnSubject
 from workers.scrub.pace import Pace, Rate
 from workers.scrub.spill import Spill
 from workers.scrub.subject import Fault, Held, Subject
-from workers.scrub.survey import Survey, lanes_of
+from workers.scrub.survey import Survey
 
 # ------------------------------------------------------------------------------------------ never a false alarm
 
@@ -85,7 +85,7 @@ def test_scrub_i4_accuses_nobody_when_the_world_goes_on_in_the_middle(yard: Yard
         yard.drain()
 
     # When all of that is committed and applied at the worst time
-    subject = _Interrupted(IndexSubject(yard.index, lanes_of(yard.operator, "index")), **{when: world})
+    subject = _Interrupted(IndexSubject(yard.index), **{when: world})
     ours = operation.begin(yard.operator, "scrub", {})
     progress = Survey(yard.operator, ours, subject).run()
     # Then only the damage is found that nobody has touched since
@@ -118,7 +118,7 @@ def test_scrub_i2_accuses_nobody_when_what_was_parked_is_applied_in_the_middle(y
         "outbox.tick) from outbox.lane where target = 'index'"
     )
     assert yard.found("index") == []
-    subject = _Interrupted(IndexSubject(yard.index, lanes_of(yard.operator, "index")), **{when: applied})
+    subject = _Interrupted(IndexSubject(yard.index), **{when: applied})
     progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), subject).run()
     assert kinds(progress) == []
 
@@ -139,7 +139,7 @@ def test_scrub_i2_accuses_nobody_when_what_is_parked_has_been_applied_already(ya
     assert (progress.findings, progress.moving) == ([], 1)
     # When it writes that at any time
     subject = _Interrupted(
-        IndexSubject(yard.index, lanes_of(yard.operator, "index")),
+        IndexSubject(yard.index),
         **{when: lambda: yard.admin.execute("delete from outbox.parked")},
     )
     progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), subject).run()
@@ -257,7 +257,7 @@ def test_scrub_goes_on_where_it_was_when_it_was_killed_in_the_middle(
             return super().fault(intent, held, pace)
 
     ours = operation.begin(yard.operator, "scrub", {"target": "index"})
-    subject = Counting(yard.index, lanes_of(yard.operator, "index"))
+    subject = Counting(yard.index)
     with pytest.raises(Killed):
         Survey(yard.operator, ours, subject).run()
     ours.end(yard.operator, "running")
