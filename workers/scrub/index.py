@@ -95,7 +95,7 @@ class IndexSubject:
         """Read it again."""
         name, _, number = stray.place.partition("/")
         try:
-            return self._read(name, lambda db: _held(db, name, int(number))) == stray
+            return self._placed(self._read(name, partial(_held, shard=name, number=int(number)))) == stray
         except xapian.DocNotFoundError:
             return False
 
@@ -141,12 +141,8 @@ class IndexSubject:
             self._generators[language] = new_generator(language)
         made = document_of(put, key_term(intent.key), self._generators[language])
         # Another version may have made other words of the same text.
-        same = (
-            made.serialise() == stored.serialise()
-            if self._claim(held.place).ours
-            else made.get_data() == stored.get_data()
-        )
-        if not same:
+        whole = self._claim(held.place).ours
+        if made.get_data() != stored.get_data() or (whole and made.serialise() != stored.serialise()):
             return Fault("corrupt", f"the document's words or its record are not what intent {intent.id} says")
         return _unfindable(db, number, stored, key_term(intent.key))
 
