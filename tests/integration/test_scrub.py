@@ -6,17 +6,20 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outbox import operation
+from outbox.database import connect
 from outbox.intent import Intent
 from outbox.participant import Item, Participant
+from outbox.settings import Settings
 from tests.fixtures.scrub import Yard, kinds
 from tests.fixtures.site import Site, until
-from workers.scrub import survey
+from workers.scrub import schedule, survey
 from workers.scrub.blob import BlobSubject
 from workers.scrub.index import IndexSubject
 from workers.scrub.own import OwnSubject
@@ -269,6 +272,47 @@ def test_scrub_goes_on_where_it_was_when_it_was_killed_in_the_middle(
     assert kinds(progress) == [("missing", "note/2"), ("missing", "note/8")]
     assert progress.items == 10
     assert "note/0" in seen
+
+
+def test_scrub_comes_by_its_schedule_once_in_each_interval_and_goes_on_after_a_kill(
+    yard: Yard, worker_url: str
+) -> None:
+    yard.put("note/1")
+    yard.drain()
+    settings = Settings(worker_url, yard.index, None, "", scrub_every=3600.0)
+    stop = threading.Event()
+
+    def done() -> list[int]:
+        rows = yard.admin.execute("select id from outbox.operation where kind = 'scrub' and state = 'done' order by id")
+        return [row[0] for row in rows]
+
+    with connect(worker_url, name="scrub") as conn:
+        # Given a scrub that its process did not live to end, it goes on with that one
+        request = {"target": "index", "repair": False, "every": 3600.0}
+        left = operation.begin(conn, "scrub", request)
+        left.end(conn, "running")
+        schedule.if_due(settings, conn, "index", stop)
+        assert done() == [left.id]
+        # Then none comes before its time
+        schedule.if_due(settings, conn, "index", stop)
+        assert done() == [left.id]
+        # ... and one does when it is time, but not while another process is at it
+        later = datetime.now(UTC) + timedelta(hours=2)
+        conn.execute("select set_config('outbox.fake_now', %s, false)", (later.isoformat(),))
+        busy = operation.begin(conn, "scrub", request)
+        schedule.if_due(settings, conn, "index", stop)
+        assert done() == [left.id]
+        busy.end(conn, "abandoned")
+        schedule.if_due(settings, conn, "index", stop)
+        assert len(done()) == 2
+        # When it is told to stop, it lets go, and the next one takes it up
+        stop.set()
+        conn.execute("select set_config('outbox.fake_now', %s, false)", ((later + timedelta(hours=2)).isoformat(),))
+        schedule.if_due(settings, conn, "index", stop)
+        assert len(done()) == 2
+        stop.clear()
+        schedule.if_due(settings, conn, "index", stop)
+        assert len(done()) == 3
 
 
 def test_scrub_keeps_to_its_rate_and_calls_back(monkeypatch: pytest.MonkeyPatch) -> None:
