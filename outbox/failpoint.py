@@ -79,6 +79,11 @@ NAMES = (
     "resilver.removed",
     "resilver.repeated",
     "resilver.copied",
+    # A replay.
+    "replay.begun",
+    "replay.appended",
+    "replay.saved",
+    "replay.ended",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",
@@ -93,6 +98,16 @@ NAMES = (
     "retention.forgotten",
     "sweep.removed",
     "sweep.purged",
+    # A scrub, and its repair.
+    "scrub.spilled",
+    "scrub.confirmed",
+    "scrub.saved",
+    "scrub.aside",
+    "scrub.emitted",
+    # An operator takes a restored log over.
+    "adopt.begun",
+    "adopt.written",
+    "adopt.adopted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

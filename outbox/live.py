@@ -11,7 +11,7 @@ sorts the participant's keys once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import psycopg
@@ -27,9 +27,16 @@ FETCH = 1000
 
 
 def puts(
-    conn: psycopg.Connection[Any], target: str, at: Tick, *, slots: Slots | None = None, after: str = ""
+    conn: psycopg.Connection[Any],
+    target: str,
+    at: Tick,
+    *,
+    slots: Slots | None = None,
+    after: str = "",
+    keys: Collection[str] | None = None,
 ) -> Iterator[Intent]:
-    """The last put of each live key of `target`, in order of the keys' bytes, after key `after`.
+    """The last put of each live key of `target`, in order of the keys' bytes, after key `after`; only of `keys`, if
+    they are given.
 
     Opens a transaction on `conn` for as long as it is read; `conn` must not be in one. Memory is that of `FETCH` rows.
     Whoever asks for another tick than the newest is a follower (`outbox.follower`) at that tick meanwhile, because the
@@ -41,6 +48,8 @@ def puts(
         "slot_low": slots.low,
         "slot_high": slots.high,
         "after": after,
+        "keys": None if keys is None else list(keys),
+        "first": at.first,
         "high": at.high,
         "snapshot": at.snapshot,
     }
@@ -58,24 +67,6 @@ def puts(
             cursor.execute(sql.load("live_puts"), parameters)
             for row in cursor:
                 yield Intent(*row)
-
-
-def words(
-    conn: psycopg.Connection[Any], target: str, at: Tick, keys: Sequence[str], *, slots: Slots | None = None
-) -> list[Intent]:
-    """The last word about each of `keys` that there is one of: its put, or its delete. For few keys."""
-    slots = slots or Slots()
-    parameters = {
-        "target": target,
-        "slot_low": slots.low,
-        "slot_high": slots.high,
-        "keys": list(keys),
-        "high": at.high,
-        "snapshot": at.snapshot,
-    }
-    with conn.transaction():
-        conn.execute("set local enable_seqscan = on")
-        return [Intent(*row) for row in conn.execute(sql.load("live_words"), parameters)]
 
 
 def count(conn: psycopg.Connection[Any], target: str, at: Tick) -> int:

@@ -32,7 +32,7 @@ def _row_factory(_cursor: Any) -> Callable[[Any], Intent]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Thousands of new tuples set the garbage collector off several times a page, and none of them is garbage."""
     if not gc.isenabled():
         yield
@@ -83,7 +83,7 @@ def page(
 
     Fewer than `limit` means that the batch ends with them. Whole transactions only: all intents of one
     transaction lie in the same batch, whichever ticks are chosen. After PgQ's two-snapshot batches
-    (Skytools, `pgq.batch_event_sql`).
+    (Skytools, `pgq.batch_event_sql`). Both ticks are of one era: see `outbox.tick.reach`.
 
     From the first tick, where a participant begins that holds nothing, the base comes before the log: its rows have
     smaller ids, and are puts.
@@ -91,12 +91,13 @@ def page(
     if start.shows_nothing:
         return _first_page(conn, end, target=target, slots=slots, after=after, limit=limit)
     seen, end_seen = start.seen, end.seen
-    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page"),
             {
                 "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
                 "after": after,
+                "first": start.first,
                 "floor": start.floor,
                 "high": end.high,
                 "xmax": str(seen.xmax),
@@ -112,11 +113,12 @@ def page(
 def _first_page(
     conn: psycopg.Connection[Any], end: Tick, *, target: str, slots: Slots, after: int, limit: int
 ) -> list[Intent]:
-    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page_first"),
             {
                 "after": after,
+                "first": end.first,
                 "high": end.high,
                 "snapshot": end.snapshot,
                 "target": target,
@@ -132,6 +134,7 @@ def beyond(conn: psycopg.Connection[Any], tick: Tick) -> bool:
     row = conn.execute(
         sql.load("log_beyond"),
         {
+            "first": tick.first,
             "floor": tick.floor,
             "snapshot": tick.snapshot,
             "stragglers": [str(xid) for xid in sorted(tick.seen.running)],

@@ -29,6 +29,8 @@ class Parking(NamedTuple):
     #: Seconds until the next try, for `retry`.
     wait: float = 0.0
     error: str = ""
+    #: A try that failed may have had its effect all the same. Once it may have, that stays so.
+    doubtful: bool = False
 
 
 ERROR_LIMIT = 500
@@ -45,16 +47,19 @@ def put(conn: psycopg.Connection[Any], parkings: Sequence[Parking]) -> None:
             "attempts": [p.attempts for p in parkings],
             "wait": [p.wait for p in parkings],
             "error": [p.error[:ERROR_LIMIT] for p in parkings],
+            "doubtful": [p.doubtful for p in parkings],
         },
     )
 
 
 class Taken(NamedTuple):
-    """How often a parked intent was tried, this time included."""
+    """How often a parked intent was tried, this time included, and what came of it."""
 
     attempts: int
     #: … in a row without an outcome.
     deaths: int
+    #: Whether one of those that failed may have had its effect all the same.
+    doubtful: bool
 
 
 def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) -> dict[int, Taken]:
@@ -77,7 +82,7 @@ def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) 
             "wait": wait,
         },
     )
-    return {row[0]: Taken(row[1], row[2]) for row in rows}
+    return {row[0]: Taken(*row[1:]) for row in rows}
 
 
 def untried(intents: Sequence[Intent], taken: Mapping[int, Taken]) -> list[Parking]:

@@ -21,10 +21,11 @@ Errors: `NotReady` when the operation is not under way, or the participant is no
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Generator, Mapping, Sequence
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
+from psycopg.rows import class_row
 
 from outbox import sql
 from outbox.errors import NotReady
@@ -78,6 +79,94 @@ def since(conn: psycopg.Connection[Any]) -> int:
     row = conn.execute(sql.load("repetition_since")).fetchone()
     assert row is not None  # noqa: S101 - a select without FROM has one row
     return int(row[0])
+
+
+class Word(NamedTuple):
+    """The last word about a key: what the log says that a participant should have, or not have, of it."""
+
+    #: The intent that says it: the repeated one, or a repetition of what is gone.
+    id: int
+    #: Where it counts among the intents of its key.
+    rank: int
+    key: str
+    #: `put` or `delete`.
+    action: str
+    #: The first later intent of the key that is parked, and so not applied yet.
+    first: int | None
+    #: Whether that one holds the key: a repetition would queue up behind it.
+    held: bool
+    #: Of a put of a blob: the stage that it names, and whether its bytes are in the intent.
+    stage: str | None
+    inline: bool
+
+    def again(self, since: int) -> Again:
+        """What repeats it. Something parked may be applied before the repetition, and is to be noticed then."""
+        return Again(self.id, since if self.first is None else min(since, self.first - 1))
+
+
+#: Which intents are meant, as the parameters of `replay_chosen.sql`: by default all.
+EVERYTHING: dict[str, Any] = dict.fromkeys(
+    (
+        "key",
+        "key_prefix",
+        "keys",
+        "saga",
+        "begin",
+        "end",
+        "seen",
+        "seen_first",
+        "seen_high",
+        "upto",
+        "upto_first",
+        "upto_high",
+    )
+)
+
+FETCH = 1000
+"""Rows that come at a time."""
+
+
+def statement(name: LiteralString) -> LiteralString:
+    """A statement with the condition of `replay_chosen.sql` in it."""
+    return sql.load(name).replace("/* chosen */", sql.load("replay_chosen"))
+
+
+def words(conn: psycopg.Connection[Any], target: str, chosen: Mapping[str, Any], *, after: str = "") -> Generator[Word]:
+    """The last words that were chosen, in order of the keys' bytes, after key `after`.
+
+    Opens a transaction on `conn` for as long as it is read; `conn` must not be in one. Memory is that of `FETCH` rows.
+    """
+    with conn.transaction():
+        # Connections of ours forbid what a hot path must not do; this reads everything, once.
+        conn.execute("set local enable_seqscan = on")
+        with conn.cursor(name="outbox_words", row_factory=class_row(Word)) as cursor:
+            cursor.itersize = FETCH
+            cursor.execute(statement("replay_words"), {**EVERYTHING, **chosen, "target": target, "after": after})
+            yield from cursor
+
+
+def of_keys(conn: psycopg.Connection[Any], target: str, keys: Collection[str]) -> list[Again]:
+    """What brings these keys of a participant back to what base and log say of them, for `append`.
+
+    A key that nobody ever put is deleted. One whose next intent is parked is left out: its turn comes, or an operator
+    decides. Looks through the target's part of the log once: ask for many keys at a time.
+    """
+    floor = since(conn)
+    found = {word.key: word for word in words(conn, target, {"keys": sorted(keys)})}
+    parked = {
+        row[0]
+        for row in conn.execute(
+            "select key from outbox.parked where target = %s and key = any(%s) and reason not in ('due', 'skipped')",
+            (target, sorted(keys)),
+        )
+    }
+    never = [Again(0, floor, key, "delete", "{}") for key in sorted(keys) if key not in found and key not in parked]
+    return [word.again(floor) for word in found.values() if not word.held] + never
+
+
+def changed(conn: psycopg.Connection[Any], target: str, since: int) -> dict[str, int]:
+    """Keys about which something was said above id `since` → what was said last. A word of a lower rank is old."""
+    return dict(conn.execute(sql.load("repetition_changed"), {"target": target, "since": since}).fetchall())
 
 
 def append(
@@ -136,9 +225,12 @@ def overtaken(
         "sinces": [says.since for _, says in repetitions],
         "anews": [says.anew for _, says in repetitions],
         "floor": min(says.since for _, says in repetitions),
-        "high": end.high,
         "start": start.snapshot,
+        "start_first": start.first,
+        "start_high": start.high,
         "end": end.snapshot,
+        "end_first": end.first,
+        "end_high": end.high,
         "target": target,
         "slot_low": slots.low,
         "slot_high": slots.high,

@@ -21,6 +21,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_ARCHIVE        directory or s3://BUCKET/PREFIX where it is archived first, or none
     OUTBOX_TTL            seconds of a lane's lease
     OUTBOX_SAGAS          modules that define sagas: package.module[,…]
+    OUTBOX_SCRUB_EVERY    how often `outbox scrub --scheduled` scrubs each participant, such as 7d
+    OUTBOX_SCRUB_RATE     bytes of blobs, or else items, that such a scrub looks at in a second
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
 """
 
@@ -35,6 +37,7 @@ from typing import Any, Literal, TypeVar
 
 from outbox import span
 from outbox.errors import NotReady, StateVersion
+from outbox.span import parse
 
 STATE_FORMAT = 1
 """Layout of the state directory. A directory of another format is refused, never converted in silence."""
@@ -100,6 +103,12 @@ class Settings:
     retention: float | None = None
     #: Directory or `s3://BUCKET/PREFIX` of their archives, or `none`; None if nothing says where.
     archive: Path | str | None = None
+    #: Seconds between two scheduled scrubs of a participant; None: there is no schedule.
+    scrub_every: float | None = None
+    #: Bytes of blobs, or else items, that a scheduled scrub looks at in a second; None: as fast as it can.
+    scrub_rate: float | None = None
+    #: The state directory, where workers note what they have seen of the log; None if nothing names one.
+    state: Path | None = None
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -129,6 +138,7 @@ class Settings:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
         return cls(
             database=database,
+            state=directory if embedded or state or env.get("OUTBOX_STATE") else None,
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
             blobs=_place(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
@@ -145,6 +155,8 @@ class Settings:
             retention=_retention(env.get("OUTBOX_RETENTION")),
             archive=archive_place(env.get("OUTBOX_ARCHIVE")) or (directory / "archive" if embedded else None),
             sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
+            scrub_every=_every(env.get("OUTBOX_SCRUB_EVERY") or ""),
+            scrub_rate=_rate(env.get("OUTBOX_SCRUB_RATE") or ""),
         )
 
 
@@ -199,6 +211,23 @@ def _inline(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > INLINE_MOST:
         raise NotReady(f"OUTBOX_BLOB_INLINE={text!r} is not a number of bytes up to {INLINE_MOST:,}: correct it")
     return int(text)
+
+
+def _every(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise NotReady(f"OUTBOX_SCRUB_EVERY: {error}") from None
+
+
+def _rate(text: str) -> float | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise NotReady(f"OUTBOX_SCRUB_RATE={text!r} is not a whole number a second, such as 20000000: correct it")
+    return float(text)
 
 
 def _embedded_database(state: dict[str, Any], role: Role) -> str:

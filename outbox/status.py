@@ -1,10 +1,11 @@
-"""What `outbox status` shows: the log, the clock, each lane, what is parked, and what holds rows back.
+"""What `outbox status` shows: the log, the clock, each lane, what is parked, scrubs, and what holds rows back.
 
 Reads only. Works with the rights of `outbox_reader`; details of other users' connections need `pg_monitor`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ COUNT_LIMIT = 10_000
 
 TICK_AGE_WARN = 10.0
 """Seconds without a tick although something was written: the clock stands still."""
+
+OVERDUE = 2.0
+"""Times the interval of the schedule, without a complete scrub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Status:
     followers: list[dict[str, Any]]
     #: What holds back the oldest partition, if it is old enough to go (sentences).
     held: list[str]
+    #: target, operation, found, mended, moving, every, seconds (of the last complete scrub of each participant)
+    scrubs: list[dict[str, Any]]
 
     def warnings(self) -> list[str]:
         """What a person should look at, each with what to do."""
@@ -51,29 +57,43 @@ class Status:
             found.append("no clock is running, so nothing makes progress: run `outbox work clock`")
         elif self.log["last_id"] > self.log["high"] and self.log["tick_seconds"] > TICK_AGE_WARN:
             found.append("the clock runs but takes no ticks: see its log")
-        for lane in self.lanes:
-            name = f"{lane['target']}/{lane['lane']}"
-            if lane["state"] == "stopped":
-                found.append(f"lane {name} is stopped: {lane['reason']}")
-            elif lane["state"] == "waiting" and lane["owned"]:
-                found.append(f"lane {name} waits: {lane['reason']}")
-            elif lane["behind"] and not lane["owned"]:
-                found.append(f"lane {name} is behind and nobody drains it: run its worker (`outbox work`)")
+        found += self._lane_warnings()
         found += [
             f"{saga['count']} sagas are stuck: see `outbox saga list --in stuck`"
             for saga in self.sagas
             if saga["state"] == "stuck"
         ]
         found += [
-            f"follower {each['name']} was not seen for {seconds(each['seen_seconds'])}, and the log is kept for it from "
-            f"tick {each['tick']} on: let it run again, or delete its row in outbox.follower"
+            f"follower {each['name']} was not seen for {seconds(each['seen_seconds'])}, and the log is kept for it "
+            f"from tick {each['tick']} on: let it run again, or delete its row in outbox.follower"
             for each in self.followers
             if each["seen_seconds"] > follower.STALE
         ]
         found += [f"the log can't be dropped any further: {reason}" for reason in self.held]
+        found += self._scrub_warnings()
         if self.log["room_until"] - self.log["last_id"] < 2_000_000:
             found.append("the log is running out of partitions: run `outbox work clock`, which makes them")
         return found
+
+    def _lane_warnings(self) -> Iterator[str]:
+        for lane in self.lanes:
+            name = f"{lane['target']}/{lane['lane']}"
+            if lane["state"] == "stopped":
+                yield f"lane {name} is stopped: {lane['reason']}"
+            elif lane["state"] == "waiting" and lane["owned"]:
+                yield f"lane {name} waits: {lane['reason']}"
+            elif lane["behind"] and not lane["owned"]:
+                yield f"lane {name} is behind and nobody drains it: run its worker (`outbox work`)"
+
+    def _scrub_warnings(self) -> Iterator[str]:
+        for scrub in self.scrubs:
+            if left := scrub["found"] - scrub["mended"]:
+                yield (
+                    f"the last scrub of {scrub['target']} left {left} findings: see `outbox operations show "
+                    f"{scrub['operation']}`, and `outbox scrub {scrub['target']} --repair`"
+                )
+            if scrub["every"] is not None and scrub["seconds"] > OVERDUE * scrub["every"]:
+                yield f"a scrub of {scrub['target']} is overdue: run `outbox scrub --scheduled`, or see its log"
 
 
 def read(conn: psycopg.Connection[Any], *, retention_age: float | None = None) -> Status:
@@ -104,4 +124,5 @@ def _read(conn: psycopg.Connection[Any], retention_age: float | None) -> Status:
                 for f in follower.find(conn)
             ],
             held=[] if plan is None or plan.ready else list(map(str, plan.holds)),
+            scrubs=cursor.execute(sql.load("scrub_last")).fetchall(),
         )

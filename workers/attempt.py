@@ -191,4 +191,5 @@ def _judge(error: Exception) -> Outcome:
         # Where, but not the message: it may quote the payload.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         logger.error("an intent raised %s at %s:%s", type(error).__name__, frame.filename, frame.lineno)
-    return Outcome(Verdict.RETRY, error=text, retry_after=getattr(error, "retry_after", None))
+    wish, untouched = getattr(error, "retry_after", None), getattr(error, "untouched", False)
+    return Outcome(Verdict.RETRY, error=text, retry_after=wish, untouched=untouched)

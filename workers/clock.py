@@ -17,11 +17,12 @@ from typing import Any
 
 import psycopg
 
-from outbox import retention, sql, tick
+from outbox import era, retention, sql, tick
 from outbox.database import connect
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
 from outbox.lane import Lane
+from outbox.position import Position
 from outbox.settings import Settings
 from outbox.store import Store, open_store
 from outbox.tick import new_nonce
@@ -60,7 +61,8 @@ class Clock:
     def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
         self.conn = conn
         self.lane = lane
-        tick.check_history(conn)
+        era.check(conn)
+        self._log = era.identity(conn)
         self._nonce = new_nonce()
         self._nonce_at = self._tick_at = time.monotonic()
         self._frontier: int | None = None
@@ -90,13 +92,22 @@ class Clock:
         return True
 
     @property
+    def position(self) -> Position:
+        """The newest tick."""
+        return Position(self._log, self._last.id, self._last.nonce)
+
+    @property
     def pause(self) -> float:
         """Seconds until the next look."""
         return BUSY if time.monotonic() - self._tick_at < QUIET else IDLE
 
 
 class Housekeeping:
-    """A thread that does a round every few seconds until `stop` is set."""
+    """A thread that does a round every few seconds until `stop` is set, while this process is the clock.
+
+    Not before: in a copy of the database, whose transactions are not those of the staged files, it would remove what
+    the original needs.
+    """
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings = settings
@@ -104,6 +115,8 @@ class Housekeeping:
         self._sweep_at = 0.0
         self._retain_at = 0.0
         self._stop = stop
+        #: Set while this process is the clock.
+        self.allowed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -115,6 +128,8 @@ class Housekeeping:
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
         while not self._stop.wait(HOUSE_EVERY):
+            if not self.allowed.is_set():
+                continue
             try:
                 conn = conn or connect(self._settings.database, name="housekeeping", check=False)
                 keep_house(conn, self._blobs())

@@ -115,6 +115,7 @@ class Drainer:
                         reader.open()
                         opened = True
                     worked = reader.step()
+                    self._tenure.watermark.note(reader.position)
                 except Unavailable as error:
                     waits += 1
                     self._wait(conn, lane, waits, error)
@@ -127,24 +128,29 @@ class Drainer:
                     continue
                 if self._until_idle and reader.idle():
                     return
-                if self._decided(conn):
-                    # Perhaps that the lane is another one's.
-                    lane.renew(conn)
-                    reader.decided()
+                self._listen(conn, lane, reader)
         finally:
-            # A failure to write the last position down is not an error: it is read again.
-            with suppress(Exception):
-                if opened:
-                    reader.close()
-                else:
-                    reader.participant.close()
+            self._close(reader, opened)
 
-    def _decided(self, conn: Connection) -> bool:
-        """Wait until there may be something new. → whether it is an operator's decision, as far as can be heard."""
+    def _close(self, reader: Reader, opened: bool) -> None:
+        # A failure to write the last position down is not an error: it is read again.
+        with suppress(Exception):
+            if not opened:
+                reader.participant.close()
+                return
+            self._tenure.watermark.note(reader.position, at_once=True)
+            reader.close()
+
+    def _listen(self, conn: Connection, lane: Lane, reader: Reader) -> None:
+        """Wait until there may be something new."""
         if conn.pooled:
             self._stop.wait(POLL)
-            return False
-        return any(notice.payload == tick.DECIDED for notice in conn.notifies(timeout=WAKE, stop_after=1))
+            return
+        for notice in conn.notifies(timeout=WAKE, stop_after=1):
+            if notice.payload == tick.DECIDED:
+                reader.decided()
+            elif notice.payload == tick.HALTED:
+                lane.deadline = 0.0  # before the next effect the database is asked
 
     def _wait(self, conn: Connection, lane: Lane, waits: int, error: Unavailable) -> None:
         """The circuit breaker: while the participant is down, wait with backoff and count nothing."""
@@ -163,13 +169,21 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
     house = Housekeeping(settings, stop)
     house.start()
 
+    tenure = Tenure(settings, "clock", 0, stop)
+
     def work(conn: Connection, lane: Lane) -> None:
         clock = Clock(conn, lane)
-        while not stop.is_set():
-            if not clock.step():
-                stop.wait(clock.pause)
+        house.allowed.set()
+        try:
+            while not stop.is_set():
+                tenure.watermark.note(clock.position)
+                if not clock.step():
+                    stop.wait(clock.pause)
+        finally:
+            house.allowed.clear()
+            tenure.watermark.note(clock.position, at_once=True)
 
-    Tenure(settings, "clock", 0, stop).run(work)
+    tenure.run(work)
     house.join()
 
 

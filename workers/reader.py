@@ -164,13 +164,18 @@ class Reader:
         if not position.upto:
             if self._doubtful is not None and position.tick >= self._doubtful.id:
                 self._doubtful = None
-            self._end = self._doubtful or tick.latest(self.conn)
+            self._end = tick.reach(self.conn, self._start, self._doubtful or tick.latest(self.conn))
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(self.conn, position.upto)
         end = self._end
         if end.id == position.tick:
             self._note_empty()
             return False
+        if end.first != self._start.first and not self._start.shows_nothing:
+            # The end of an era is the beginning of the next one.
+            self._move(log.step(position, end, None))
+            self._note_empty(at_once=True)
+            return True
         limit = self._limit()
         page = log.page(
             self.conn, self._start, end,
@@ -267,15 +272,17 @@ class Reader:
         parkings = []
         if outcomes.count(APPLIED) < len(outcomes):
             pairs = zip(batch, outcomes, strict=True)
-            parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            # An owner that died may have applied it.
+            before = self._doubtful is not None and self.lane.unclean
+            parkings = [self._parking(i, o, 1, before=before) for i, o in pairs if o.verdict is not Verdict.APPLIED]
         failed = bool(parkings)
-        parkings, reports = self._reporter.judge(batch, outcomes, parkings)
-        if not failed and not reports and not self.participant.records_attempts:
+        if not failed and not self.participant.records_attempts and not self._reporter.concerned(batch):
             self._advance(after)
             return
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
+            parkings, reports = self._reporter.judge(batch, outcomes, parkings)
             if parkings:
                 parked.put(self.conn, parkings)
             freed = self._reporter.send(reports)
@@ -288,20 +295,26 @@ class Reader:
             self.participant.apply([], after)
             self._own = after
 
-    def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _parking(self, intent: Intent, outcome: Outcome, attempts: int, *, before: bool = False) -> Parking:
+        """`before`: whether a try before may have had its effect."""
         self._blocked.add(intent.key)
+        # Where attempts are recorded, their receipts tell.
+        doubtful = before and not self.participant.records_attempts
         match outcome.verdict:
-            case Verdict.RETRY if attempts < self.backoff.attempts:
-                wait = self.backoff.wait(attempts, outcome.retry_after)
-                return Parking(intent.id, "retry", attempts, wait, outcome.error)
             case Verdict.RETRY:
-                return Parking(intent.id, "poison", attempts, error=f"tried {attempts} times: {outcome.error}")
+                doubtful = doubtful or not (outcome.untouched or self.participant.records_attempts)
+                backoff = self._reporter.backoff(intent) or self.backoff
+                if attempts < backoff.attempts:
+                    wait = backoff.wait(attempts, outcome.retry_after)
+                    return Parking(intent.id, "retry", attempts, wait, outcome.error, doubtful)
+                text = f"tried {attempts} times: {outcome.error}"
+                return Parking(intent.id, "poison", attempts, error=text, doubtful=doubtful)
             case Verdict.BLOCKED:
                 return Parking(intent.id, "blocked")
             case Verdict.IN_DOUBT:
                 return Parking(intent.id, "in_doubt", attempts, error=outcome.error)
             case _:
-                return Parking(intent.id, "poison", attempts, error=outcome.error)
+                return Parking(intent.id, "poison", attempts, error=outcome.error, doubtful=doubtful)
 
     # ----------------------------------------------------------------------------------- what is parked
 
@@ -321,7 +334,7 @@ class Reader:
         void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
         overtaken = self._guard.overtaken(batch, self._start, self._end or self._start)
         if out := void | overtaken:
-            self._reporter.withdraw(out, untold)
+            self._reporter.withdraw(out, untold, {i.id for i in batch if taken[i.id].doubtful})
             self._blocked = parked.keys(self.conn, self.lane)
             batch = [intent for intent in batch if intent.id not in out]
         if deadly := [
@@ -344,7 +357,7 @@ class Reader:
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
-            failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed or untried:
                 parked.put(self.conn, failed + parked.untried(untried, taken))
@@ -386,7 +399,7 @@ class Reader:
             self.lane.fence(self.conn)
             parked.put(self.conn, parkings)
 
-    def _again(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _again(self, intent: Intent, outcome: Outcome, taken: parked.Taken) -> Parking:
         if outcome.verdict is Verdict.BLOCKED:
-            return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
-        return self._parking(intent, outcome, attempts)
+            return Parking(intent.id, "retry", taken.attempts - 1, self.backoff.first, outcome.error)
+        return self._parking(intent, outcome, taken.attempts, before=taken.doubtful or taken.deaths > 1)

@@ -45,7 +45,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import xapian
 
-__all__ = ["EPOCH", "FORMAT", "POSITION", "SLOTS", "Shard", "format_of", "inventory", "new_generator", "xapian"]
+__all__ = ["EPOCH", "FORMAT", "POSITION", "SLOTS", "Shard", "format_of", "generator", "inventory", "numbers", "xapian"]
 
 EPOCH = "outbox.epoch"
 """Name of the metadata that holds the highest epoch that has opened the shard."""
@@ -208,7 +208,7 @@ class Shard:
         """The xapian.TermGenerator of a language."""
         found = self._generators.get(language)
         if found is None:
-            found = self._generators[language] = new_generator(language)
+            found = self._generators[language] = generator(language)
         return found
 
     def know(self, fields: frozenset[str]) -> None:
@@ -238,8 +238,8 @@ class Shard:
             os.close(folder)
 
 
-def new_generator(language: str) -> Any:
-    """What makes terms of texts in a language."""
+def generator(language: str) -> Any:
+    """A new xapian.TermGenerator of a language."""
     made = xapian.TermGenerator()
     made.set_stemmer(xapian.Stem(language))
     made.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
@@ -283,7 +283,7 @@ def inventory(path: Path) -> Iterator[Item]:
 def _slice(db: Any, after: int) -> tuple[list[Item], int]:
     """Up to SLICE documents whose number is above `after`, and the number of the last one."""
     items: list[Item] = []
-    for number in _numbers(db, after):
+    for number in numbers(db, after):
         record = json.loads(db.get_document(number).get_data())
         items.append(Item(record["key"], record["digest"], record["id"]))
         after = number
@@ -292,7 +292,8 @@ def _slice(db: Any, after: int) -> tuple[list[Item], int]:
     return items, after
 
 
-def _numbers(db: Any, after: int) -> Iterator[int]:
+def numbers(db: Any, after: int) -> Iterator[int]:
+    """The numbers of the documents above `after`."""
     postings = db.postlist("")
     try:
         posting = postings.skip_to(after + 1)

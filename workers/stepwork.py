@@ -6,10 +6,14 @@ is kept if it succeeds and gone if it fails. The session's intents (`outbox.inde
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import logging
 import traceback
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import sqlalchemy as sa
@@ -24,6 +28,9 @@ from outbox.saga.states import Verdict
 from outbox.saga.store import Record
 from outbox.session import Outbox
 from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 logger = logging.getLogger("outbox.saga")
 
@@ -83,8 +90,9 @@ class Stepwork:
         session = self._unused or self._sessions()
         self._unused = None
         try:
-            result = function(session, self.given(record))
-            if not undo:
+            given = self.given(record)
+            result = _awaited(function, session, given) if _is_async(function) else function(session, given)
+            if not undo and result is not None:
                 payload_text(result)
             if not session.in_transaction() and not session.info:
                 # Untouched, and good for the next one: a session costs as much as the rest of such a step.
@@ -141,6 +149,28 @@ class Stepwork:
             return Came(Verdict.APPLIED, step.child.payload(step.do(self.given(record))))
         except Exception as error:  # noqa: BLE001 - as above
             return _judge(error, record, step)
+
+
+# Asked for each step of each saga.
+_is_async = cache(inspect.iscoroutinefunction)
+
+
+def _awaited(
+    function: Callable[[AsyncSession, Run[Any]], Coroutine[Any, Any, Any]], session: Session, run: Run[Any]
+) -> Any:
+    """What an async function comes to, in a loop of its own: nothing that it has begun goes on after it.
+
+    Its session is this one behind SQLAlchemy's facade. The connection stays the engine's, which isn't an async one:
+    each statement is waited for, as in a plain function.
+    """
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet, which few installations need
+
+    made: Any = lambda **_: session  # noqa: E731 - in place of a class
+    facade = AsyncSession(sync_session_class=made)
+    try:
+        return asyncio.run(function(facade, run))
+    except asyncio.CancelledError as error:
+        raise RuntimeError("the step cancelled itself") from error
 
 
 def _note_use(session: Session, _transaction: SessionTransaction, _connection: sa.Connection) -> None:

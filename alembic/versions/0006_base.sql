@@ -33,6 +33,14 @@ create table outbox.base (
 create index base_id on outbox.base (target, id);
 create unique index base_intent on outbox.base (id);
 
+-- Each tick says where the ids of its era begin (0007), so that reading needs no join.
+alter table outbox.tick add first bigint not null default 1;
+
+-- Whether a tick (its columns) shows the intent `id` of transaction `xid`. Of an earlier era it shows everything.
+create function outbox.shows(first bigint, high bigint, snapshot pg_snapshot, xid xid8, id bigint) returns boolean
+language sql immutable parallel safe
+as $$ select id <= high and (id < first or pg_visible_in_snapshot(xid, snapshot)) $$;
+
 -- One row: up to where the log was dropped. A position at an earlier tick than `tick` can't go on in the log (the
 -- first tick, where a participant begins that holds nothing, can: by way of the base).
 create table outbox.horizon (
@@ -89,14 +97,16 @@ create view outbox.partition as
 -- The earliest tick that shows everything below id `until` that will ever be committed; null: there is none yet.
 -- Whoever draws an id above floor(d) may have any xid; but those below `until` belong to xids that were given out
 -- before tick d (docs/explanation/log-and-ticks.md), and once a snapshot's xmin has reached xmax(d) they have all ended.
+-- A later era's first tick shows all that came before it.
 create function outbox.cut(until bigint) returns bigint
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
   select t.id
-    from (select id, pg_snapshot_xmax(snapshot) as xmax from outbox.tick
+    from (select id, first, pg_snapshot_xmax(snapshot) as xmax from outbox.tick
            where floor >= cut.until - 1 order by id limit 1) as d
    cross join lateral (select id from outbox.tick
-                        where id >= d.id and pg_snapshot_xmin(snapshot) >= d.xmax order by id limit 1) as t
+                        where id >= d.id and (first > d.first or pg_snapshot_xmin(snapshot) >= d.xmax)
+                        order by id limit 1) as t
 $$;
 
 -- Who needs what lies below id `until`, where tick `cut` shows all of that. No row: nobody.
@@ -119,7 +129,7 @@ as $$
    where l.target <> 'clock' and (t.id is null or t.id < held.cut)
      and exists (select from outbox.log g
                   where g.id < held.until and g.target = l.target and g.slot between l.slot_low and l.slot_high
-                    and (t.id is null or not pg_visible_in_snapshot(g.xid, t.snapshot)))
+                    and (t.id is null or not outbox.shows(t.first, t.high, t.snapshot, g.xid, g.id)))
   union all
   select 'follower', f.name, 1, f.seen_at from outbox.follower f where f.tick < held.cut
   union all
@@ -281,7 +291,8 @@ create index saga_ended on outbox.saga (ended_at) where ended_at is not null;
 
 ---------------------------------------------------------------------------------------------- grants
 revoke all on outbox.base, outbox.horizon, outbox.follower, outbox.archive, outbox.partition from public;
-revoke all on function outbox.cut(bigint), outbox.held(bigint, bigint), outbox.check_droppable(bigint),
+revoke all on function outbox.shows(bigint, bigint, pg_snapshot, xid8, bigint), outbox.cut(bigint),
+  outbox.held(bigint, bigint), outbox.check_droppable(bigint),
   outbox.carry(bigint), outbox.drop_partition(bigint, interval), outbox.forget_dropped(int),
   outbox.forget_sagas(interval, int) from public;
 grant select on outbox.base, outbox.horizon to outbox_app, outbox_worker, outbox_operator, outbox_reader;
@@ -289,6 +300,8 @@ grant select on outbox.follower, outbox.archive, outbox.partition to outbox_work
 grant insert, update (tick, note, seen_at), delete on outbox.follower to outbox_worker, outbox_operator;
 grant insert (first, until, intents, place, name, sha256, bytes, client),
       update (intents, place, name, sha256, bytes, client) on outbox.archive to outbox_worker, outbox_operator;
+grant execute on function outbox.shows(bigint, bigint, pg_snapshot, xid8, bigint)
+   to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.cut(bigint), outbox.held(bigint, bigint)
    to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.carry(bigint), outbox.drop_partition(bigint, interval), outbox.forget_dropped(int),

@@ -63,7 +63,7 @@ begin
   insert into outbox.position (target, lane, epoch, tick)
     select swap.target, n - 1, epochs, ticks[n] from generate_series(1, count) as n;
   -- The old owners look at once whether they are still that.
-  perform pg_notify('outbox_tick', 'decided');
+  perform pg_notify('outbox_tick', 'halted');
   return query select l.lane, l.epoch, l.slot_low, l.slot_high
     from outbox.lane l where l.target = swap.target order by l.lane;
 end $$;

@@ -31,6 +31,7 @@ COMMANDS = {
     "parked": "outbox.cli.parked",
     "audit": "outbox.cli.audit",
     "operations": "outbox.cli.operations",
+    "adopt": "outbox.cli.adopt",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
 }

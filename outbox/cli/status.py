@@ -77,6 +77,12 @@ def render(status: Status) -> str:
     if status.followers:
         rows = [(f["name"], f["tick"], f"{seconds(f['seen_seconds'])} ago", f["note"]) for f in status.followers]
         parts.append("followers (the log is kept for them)\n" + table(("name", "tick", "seen", "what"), rows))
+    if status.scrubs:
+        done = [
+            (s["target"], s["found"], s["found"] - s["mended"], f"{seconds(s['seconds'])} ago", seconds(s["every"]))
+            for s in status.scrubs
+        ]
+        parts.append("last scrubs\n" + table(("participant", "found", "left", "begun", "every"), done))
     if status.holders:
         rows = [
             (h["prepared"] or f"pid {h['pid']}", seconds(h["seconds"]), h["state"], h["application_name"])

@@ -32,8 +32,9 @@ import inspect
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -42,13 +43,14 @@ from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Re
 from outbox.saga.run import Action, Input, Run
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 KindName = Literal["compensatable", "pivot", "retriable"]
 FunctionOf = TypeVar("FunctionOf", bound=Callable[..., Any])
-Function = Callable[["Session", Run[Input]], Any]
+Function = Callable[["Session", Run[Input]], Any] | Callable[["AsyncSession", Run[Input]], Awaitable[Any]]
 """(session, run) → the step's result."""
 Maker = Callable[[Run[Input]], Action]
 """(run) → what a maker of `run` made."""
@@ -72,9 +74,15 @@ class SagaRefused(OutboxError):
     """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
 
 
-def _refuse_async(name: str, function: object) -> None:
-    if inspect.iscoroutinefunction(function):
-        raise SagaRefused(f"the function of step {name!r} is async, and the engine awaits nothing: use a plain def")
+def _refuse_async(name: str, act: Act, function: object) -> None:
+    if not inspect.iscoroutinefunction(function):
+        return
+    if act is not Act.FUNCTION:
+        raise SagaRefused(
+            f"step {name!r} is async, and to make an intent or an input waits for nothing: use a plain def"
+        )
+    if find_spec("greenlet") is None:
+        raise SagaRefused(f"step {name!r} is async, which needs greenlet: pip install 'postgres-outbox[asyncio]'")
 
 
 def new_id() -> UUID:
@@ -110,8 +118,8 @@ class Step:
         """
         if self.node.act in WAITS:
             raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
-        _refuse_async(self.name, function)
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
+        _refuse_async(self.name, act, function)
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
         return function
@@ -166,7 +174,7 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
-        _refuse_async(name, do)
+        _refuse_async(name, act, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
         name = name.replace("_", "-")
         if self._plan is not None:
@@ -183,8 +191,8 @@ class Saga(Generic[Input]):
             numbers = tuple(sorted(known[text] for text in texts))
         kind_ = Kind(kind)
         node = Node(
-            name, act, kind_, numbers, None, retry or (FOR_EVER if kind_ is Kind.RETRIABLE else Retry()), timeout,
-            irreversible,
+            name, act, kind_, numbers, None, retry or (FOR_EVER if kind_ is Kind.RETRIABLE else Retry()),
+            retry if act is Act.INTENT and kind_ is not Kind.RETRIABLE else None, timeout, irreversible,
         )  # fmt: skip
         step = Step(node, do, child)
         self.steps.append(step)
@@ -198,6 +206,7 @@ class Saga(Generic[Input]):
         """A step that is a function (session, run): what it writes commits with the step's outcome, once.
 
         It runs in the engine, in the engine's transaction: short work on the same database, and nothing outside of it.
+        An `async def` is given an `AsyncSession`; the engine waits for it like for any other.
         What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
         again as `retry` says.
         """

@@ -45,9 +45,12 @@ WAITS = frozenset({Act.SIGNAL, Act.DELAY})
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a function, a compensation or a step after the pivot is repeated when it fails.
+    """How often a step is tried, and how long it waits in between.
 
-    Intents are repeated by their own participant's worker first; what it reports as failed has failed for good.
+    A function is tried by the engine. An intent before or at the pivot is tried by its participant's worker, which goes
+    by the step's `retry` if it has one: the same intent each time, so that a participant that knows it by its id makes
+    its effect once. A compensation, and an intent after the pivot, is tried by its worker for as long as workers do,
+    and when that has given up, again by the engine as `retry` says, with a new intent each time.
     """
 
     #: Tries in all; None: for ever.
@@ -59,7 +62,12 @@ class Retry:
 
     def wait(self, tries: int) -> float:
         """Seconds to wait after `tries` failed tries."""
-        return Backoff(first=self.first, limit=self.limit).wait(max(1, tries))
+        return self.backoff.wait(max(1, tries))
+
+    @property
+    def backoff(self) -> Backoff:
+        """What a worker goes by."""
+        return Backoff(self.first, self.limit, ENDLESS if self.attempts is None else self.attempts)
 
     @property
     def span(self) -> float:
@@ -68,6 +76,9 @@ class Retry:
             return float("inf")
         return sum(min(self.limit, self.first * 2.0 ** min(n, 32)) for n in range(self.attempts - 1))
 
+
+ENDLESS = 2**31 - 1
+"""Tries that nobody ever makes."""
 
 FOR_EVER = Retry(attempts=None)
 """What a step after the pivot does by default: the saga can't go back, so it goes on trying."""
@@ -85,6 +96,8 @@ class Node:
     #: How it is undone, or None.
     undo: Act | None = None
     retry: Retry = field(default_factory=Retry)
+    #: What the worker of an intent goes by instead of its own rules, before the pivot and at it; None: by those.
+    patience: Retry | None = None
     #: Seconds from its begin after which it has failed; None: no limit. For a delay: how long it is.
     timeout: float | None = None
     #: Can't be undone, by the nature of its participant.

@@ -10,9 +10,10 @@ select id, target, action, key, body, null::timestamptz as due, null::uuid as sa
          id, target, action, key, payload::text as body, headers::text as headers
     from outbox.word
    where target = %(target)s and slot between %(slot_low)s and %(slot_high)s and key > %(after)s collate "C"
+     and (%(keys)s::text[] is null or key = any (%(keys)s))
      and action in ('put', 'delete') and parked is null and not void
      and (based and id < (select h.id from outbox.horizon h)
-          or not based and id <= %(high)s and pg_visible_in_snapshot(xid, %(snapshot)s))
+          or not based and outbox.shows(%(first)s, %(high)s, %(snapshot)s, xid, id))
    order by key collate "C", rank desc, id desc
   ) as last
  where action = 'put'

@@ -9,7 +9,7 @@
 union all
 (select id, target, action, key, payload::text, due, saga, headers::text
    from outbox.log
-  where id > %(after)s and id <= %(high)s and pg_visible_in_snapshot(xid, %(snapshot)s)
+  where id > %(after)s and outbox.shows(%(first)s, %(high)s, %(snapshot)s, xid, id)
     and target = %(target)s and slot between %(slot_low)s and %(slot_high)s
   order by id limit %(limit)s)
 order by id limit %(limit)s

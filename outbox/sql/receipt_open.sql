@@ -14,6 +14,6 @@ select l.id, l.target, l.slot, 'open', %(epoch)s
                 where id = any(%(ids)s) and id < (select h.id from outbox.horizon h)) as l
 on conflict (id) do update
    set state = case r.state when 'prepared' then 'prepared' else 'open' end,
-       attempts = r.attempts + 1, epoch = excluded.epoch, opened_at = excluded.opened_at
+       attempts = r.attempts + 1, epoch = excluded.epoch, opened_at = excluded.opened_at, adopted = false
  where r.state <> 'closed'
 returning r.id, r.evidence

@@ -1,6 +1,6 @@
 -- Purpose: which repetitions something newer of their key comes before, in the order of the lane: a put or delete of a
 --   higher rank that was applied, and that the lane has passed (it is in tick `start`) or that stands before the
---   repetition in the batch that ends with tick `high`. What was parked or recalled is not newer: it isn't there.
+--   repetition in the batch that ends with tick `end`. What was parked or recalled is not newer: it isn't there.
 --   Where the part of the log was dropped that would have to be searched, the base tells: what is live at the horizon
 --   is in it. Reads the log from `floor` on, once: `floor` is the smallest `since`.
 -- Locks: none. Tables: outbox.log, outbox.base, outbox.horizon, outbox.parked, outbox.saga_void (read).
@@ -10,11 +10,11 @@ with repetition as materialized (
          as r (id, key, rank, since, anew), outbox.horizon h
    where r.id >= h.id
 ), newer as materialized (
-  select l.id, l.key, pg_visible_in_snapshot(l.xid, %(start)s) as passed
+  select l.id, l.key, outbox.shows(%(start_first)s, %(start_high)s, %(start)s, l.xid, l.id) as passed
     from outbox.log l
-   where l.id > %(floor)s and l.id <= %(high)s and l.target = %(target)s
+   where l.id > %(floor)s and l.target = %(target)s
      and l.slot between %(slot_low)s and %(slot_high)s and l.key = any(%(keys)s) and l.action in ('put', 'delete')
-     and outbox.repeats(l.headers) is null and pg_visible_in_snapshot(l.xid, %(end)s)
+     and outbox.repeats(l.headers) is null and outbox.shows(%(end_first)s, %(end_high)s, %(end)s, l.xid, l.id)
      and not exists (select from outbox.parked p where p.id = l.id)
      and not exists (select from outbox.saga_void v where v.id = l.id)
 )

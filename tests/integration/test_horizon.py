@@ -351,3 +351,25 @@ def test_housekeeping_thins_ticks_before_the_horizon_and_keeps_the_first_and_the
     assert [number for number in left if number <= at.tick] == [before[0], at.tick]
     assert left[-1] == before[-1]
     assert TICK_AGE == "1 hour"
+
+
+def test_reader_i8_is_given_nothing_twice_when_a_partition_is_carried_and_not_dropped_yet(
+    bench: Bench, shelf: Path
+) -> None:
+    # Given a partition that was carried into the base by a process that died then
+    _dropped(bench, shelf, Keeper())
+    reader = _open(bench, Keeper())
+    bench.emit("old0", 33)
+    bench.emit("new", 1)
+    bench.admin.execute("select outbox.emit(%s, 'delete', 'old1')", (TARGET,))
+    until = fill(bench)
+    bench.drain(reader)
+    reader.close()
+    grow_old(bench.admin)
+    (each,) = retention.plan(bench.conn, AGE).ready
+    retention._archive(bench.conn, each, shelf, None, lambda _: None)
+    bench.conn.execute("select outbox.carry(%s)", (until,))
+    # When a participant begins from nothing, it gets base and log as if that had not been
+    new = Keeper()
+    bench.drain(_open(bench, new))
+    assert keys(new.effects) == [*(f"old{n}" for n in range(2, 10)), "old0", "new", "old1"]

@@ -176,11 +176,11 @@ def test_definition_refuses_names_that_are_wrong_twice_or_late() -> None:
 def test_definition_refuses_what_the_engine_could_not_run() -> None:
     saga: Definition = Saga("unrunnable", dict)
 
-    async def later(_session: Any, _run: Any) -> None:
-        """Nobody would await it."""
+    async def later(_run: Any) -> Any:
+        """There is nothing to wait for."""
 
     with pytest.raises(SagaRefused, match="async"):
-        saga.function(later)
+        saga.intent(later)  # type: ignore[arg-type]
     wait = saga.signal("wait", timeout=float("inf"))
     with pytest.raises(SagaRefused, match="only waits"):
         wait.undo(lambda _session, _run: None)

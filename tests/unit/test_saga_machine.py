@@ -147,6 +147,10 @@ def answers(plan: Plan, world: World, flight: Flight) -> Iterator[World]:
         verdicts += [(Verdict.UNKNOWN, world.effects[n]), (Verdict.UNKNOWN, happened)]
     if flight.recalled:
         verdicts.append((Verdict.VOID, world.effects[n]))
+    if not function and not world.helped and (flight.undo or plan.nodes[n].kind is Kind.RETRIABLE):
+        # An operator leaves it out, at its participant: then it is for people to know.
+        skipped = s.Outcome(n, flight.round, flight.tries, Verdict.SKIPPED, "error")
+        yield after(plan, rest._replace(helped=True), skipped)
     for verdict, effect in verdicts:
         event = s.Outcome(n, flight.round, flight.tries, verdict, "error")
         yield after(plan, rest._replace(effects=put(rest.effects, n, effect)), event)

@@ -77,6 +77,7 @@ def take_up(
     """
     if number is None:
         for row in reversed(operation.find(conn, kind=kind, state="running")):
+            # A process that was killed holds its lease for a while yet; on this machine one can see that it is gone.
             if row["request"] == request and not (row["runs"] and not is_gone(row["place"])):
                 print(
                     f"{kind} {row['id']} of {row['started_at']:%Y-%m-%d %H:%M} was asked for the same and has not "
@@ -132,7 +133,8 @@ class Bar:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._progress.add_task(what, total=total, completed=done)
+        self._task = self._progress.add_task(what, total=total)
+        self._progress.update(self._task, completed=done)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -144,6 +146,13 @@ class Bar:
     def advance(self, count: float) -> None:
         """So much more is done."""
         self._progress.advance(self._task, count)
+
+    def at(self, done: float, total: float | None = None) -> None:
+        """So much is done altogether; `total` when more is known of that."""
+        if total is None:
+            self._progress.update(self._task, completed=done)
+        else:
+            self._progress.update(self._task, completed=done, total=total)
 
     def say(self, what: str) -> None:
         """What it is doing, such as waiting for something."""

@@ -1,0 +1,97 @@
+"""Scrub of a real index that was damaged behind its worker's back: each kind is found, repaired, and gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from outbox.document import key_term
+from tests.fixtures.scrub import Yard, kinds
+from workers.shard import xapian
+
+
+def _doc(db: Any, key: str) -> Any:
+    [posting] = list(db.postlist(key_term(key)))
+    return db.get_document(posting.docid)
+
+
+def test_scrub_i2_is_clean_when_the_index_holds_what_the_log_says(yard: Yard) -> None:
+    # Given documents of every shape, some changed and some deleted since
+    for n in range(30):
+        yard.put(f"note/{n}", f"words of {n} and more of them", title=f"Note {n}")
+    yard.put("long/" + "k" * 400, "a key that has no room in a term")
+    yard.put("ä/ö", "日本語テキスト and more", keywords={"folder": ["lib", "x" * 300]}, language="de", data={"n": 1.5})
+    yard.put("note/3", "changed")
+    yard.put("note/4", "changed twice")
+    yard.put("note/4", "changed twice")
+    yard.delete("index", "note/5")
+    yard.drain()
+    # When it is scrubbed
+    progress = yard.survey("index")
+    # Then everything was looked at, and nothing is wrong
+    assert (progress.items, progress.found, progress.moving) == (31, 0, 0)
+    # And what is not applied yet is no finding either
+    yard.put("note/6", "committed, and no worker has seen it")
+    yard.delete("index", "note/7")
+    yard.bench.clock.step()
+    assert yard.survey("index").found == 0
+
+
+def test_scrub_i9_finds_and_repairs_what_was_done_to_the_index_behind_its_back(yard: Yard) -> None:
+    for n in range(20):
+        yard.put(f"note/{n}", f"words of {n}", title=f"Note {n}", keywords={"n": str(n)})
+    yard.delete("index", "note/19")
+    yard.put("note/5", "the newer words of 5")
+    yard.drain()
+    # Given a deleted document, a foreign one, one that was deleted and is back, one of an older intent, and others
+    # whose words, keywords, record or key were changed
+    db = yard.writable()
+    db.delete_document(key_term("note/1"))
+    foreign = xapian.Document()
+    foreign.set_data(json.dumps({"key": "foreign", "id": 1, "digest": "0", "title": "", "text": "", "data": {}}))
+    foreign.add_boolean_term(key_term("foreign"))
+    db.add_document(foreign)
+    changes: dict[str, Callable[[Any], Any]] = {
+        "note/2": lambda d: d.add_term("smuggled"),
+        "note/3": lambda d: d.remove_term("XN:3"),
+        "note/4": lambda d: d.set_data(d.get_data().replace(b"words of", b"wards of")),
+        "note/6": lambda d: d.set_data(b"\xff not json"),
+        "note/7": lambda d: d.add_posting("words", 77),
+    }
+    for key, change in changes.items():
+        doc = _doc(db, key)
+        change(doc)
+        db.replace_document(key_term(key), doc)
+    # An older content, and one document twice
+    old = _doc(db, "note/5")
+    record = json.loads(old.get_data())
+    old.set_data(json.dumps(record | {"digest": "1" * 64, "id": 1}))
+    db.replace_document(key_term("note/5"), old)
+    db.add_document(_doc(db, "note/8"))
+    db.commit()
+    db.close()
+    # When it is scrubbed, all of them are found, and nothing else
+    wrong = {
+        "note/1": "missing", "note/2": "corrupt", "note/3": "corrupt", "note/4": "corrupt", "note/5": "stale",
+        "note/6": "corrupt", "note/7": "corrupt", "note/8": "corrupt", "foreign": "orphaned",
+    }  # fmt: skip
+    assert {key: kind for kind, key in yard.found("index")} == wrong
+    # And when it is repaired, another scrub finds nothing
+    progress = yard.repair("index")
+    assert (progress.emitted, progress.gone) == (len(wrong), 0)
+    assert yard.found("index") == []
+    assert yard.survey("index").items == 19
+
+
+def test_scrub_tells_what_no_intent_repairs_when_a_document_has_no_key(yard: Yard) -> None:
+    yard.put("note/1")
+    yard.drain()
+    db = yard.writable()
+    db.add_document(xapian.Document())
+    db.commit()
+    db.close()
+    progress = yard.repair("index")
+    assert kinds(progress) == [("orphaned", "00/2")]
+    assert (progress.emitted, progress.mended) == (0, 0)
+    assert "resilver" in progress.findings[0].advice
