@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, saga, saga_latency
+from tests.bench import blob, index, latency, log, orm, resilver, saga, saga_latency
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -42,6 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "log-1e6": log.large,
     "log-held": log.held,
     "index": index.measure,
+    "resilver": resilver.measure,
     "blob": blob.measure,
     "blob-memory": blob.memory,
     "latency": latency.measure,
