@@ -73,7 +73,7 @@ def count(conn: psycopg.Connection[Any], target: str, at: Tick) -> int:
     """How many keys of `target` are live. Reads as much as `puts` does, and sends nothing."""
     with conn.transaction():
         conn.execute("set local enable_seqscan = on")
-        parameters = {"target": target, "high": at.high, "snapshot": at.snapshot}
+        parameters = {"target": target, "first": at.first, "high": at.high, "snapshot": at.snapshot}
         row = conn.execute(sql.load("live_count"), parameters).fetchone()
     assert row is not None  # noqa: S101 - a count has one row
     return int(row[0])

@@ -51,7 +51,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "saga-kept": saga.kept,
 }
 
-LONG = frozenset({"log-1e6", "saga-kept"})
+LONG = frozenset({"log-1e6", "resilver", "saga-kept"})
 """Left out of `--quick` unless they are named."""
 
 
