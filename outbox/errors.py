@@ -72,6 +72,10 @@ class BlobRefused(IntentRefused):
     """The bytes of a blob can't be staged (larger or smaller than declared, not readable)."""
 
 
+class SagaRefused(Permanent):
+    """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
+
+
 class NotThisLog(Permanent):
     """A position names a tick that this log doesn't have: the participant has seen another history."""
 

@@ -68,6 +68,11 @@ NAMES = (
     "parked.applied",
     "parked.recorded",
     "parked.promoted",
+    # A replay.
+    "replay.begun",
+    "replay.appended",
+    "replay.saved",
+    "replay.ended",
     # A resilver: of the index beside the lanes, of blobs in place and into another store.
     "resilver.built",
     "resilver.based",
@@ -79,11 +84,6 @@ NAMES = (
     "resilver.removed",
     "resilver.repeated",
     "resilver.copied",
-    # A replay.
-    "replay.begun",
-    "replay.appended",
-    "replay.saved",
-    "replay.ended",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",

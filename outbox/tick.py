@@ -149,14 +149,6 @@ def _only(row: tuple[Any, ...] | None) -> Tick:
     return Tick(*row)
 
 
-def beginning(conn: psycopg.Connection[Any]) -> Position:
-    """Where a participant begins that holds nothing: the first tick."""
-    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
-    if row is None:
-        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
-    return Position(era.identity(conn), *row)
-
-
 def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMEDY) -> Position:
     """`position` as a place where reading of this log can go on (log matching).
 
@@ -221,10 +213,10 @@ def _elsewhere(conn: psycopg.Connection[Any], position: Position, remedy: str) -
 def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
     """How far reading from `start` towards `end` can go in one batch: to the end of `start`'s era.
 
-    From an era's last tick that is the next era's first one, and nothing lies between the two. The first tick shows
-    nothing, so from there every tick can be reached. Raises `WentBack` when `end` is before `start`.
+    From an era's last tick that is the next era's first one, and nothing lies between the two. Raises `WentBack`
+    when `end` is before `start`. What the first tick doesn't show is all that another one does, of whichever era.
     """
-    if (end.first == start.first or start.shows_nothing) and end.id >= start.id:
+    if end.id >= start.id and (end.first == start.first or start.shows_nothing):
         return end
     if end.id < start.id:
         says = f"tick {start.id} was seen, and the log's last one is {end.id}: the log was restored to an earlier time"
@@ -233,6 +225,11 @@ def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
     for row in conn.execute(sql.load("tick_reach"), {"id": start.id, "first": start.first}):
         return Tick(*row)
     raise NotThisLog(f"the end of tick {start.id}'s era is not in this log: restore outbox.tick and outbox.era")
+
+
+def same_place(start: Tick, end: Tick) -> bool:
+    """Whether nothing lies between them: an era's end, and the next one's start. `end` is what `reach` gave."""
+    return end.first != start.first and not start.shows_nothing
 
 
 def get(conn: psycopg.Connection[Any], tick: int) -> Tick:

@@ -19,7 +19,7 @@ from uuid import UUID, uuid5
 import psycopg
 
 from outbox import sql
-from outbox.errors import Permanent
+from outbox.errors import Permanent, SagaRefused
 from outbox.intent import Intent, payload_text
 from outbox.log import append_parameters
 from outbox.participant import APPLIED, Outcome, Verdict
@@ -34,6 +34,12 @@ from workers.stepwork import Came, Stepwork
 logger = logging.getLogger("outbox.saga")
 
 _BLOCKED = Outcome(Verdict.BLOCKED)
+
+_TOLD = frozenset({StepState.RECALLED, StepState.UNDOING, StepState.UNDONE, StepState.STUCK})
+"""States that a saga's record tells of: its step's row keeps but one."""
+
+DEADLINE = "*"
+"""Where a timer names its step, that of the whole saga: no step is called so."""
 
 
 class _Append(NamedTuple):
@@ -78,7 +84,12 @@ class Drive:
         records = [one for one in self._sagas.values() if isinstance(one, Record)]
         freed = [r for r in records if r.definition.locks is not None and r.touched and r.state.state in ENDED]
         for record in records:
-            if record.touched and record.parent is not None and record.state.state in ENDED:
+            if not record.touched or record.state.state not in ENDED:
+                continue
+            if record.definition.deadline is not None:
+                record.timers = [timer for timer in record.timers if timer.step != DEADLINE]
+                record.quiet.append(DEADLINE)
+            if record.parent is not None:
                 self._appends.append(_Append(_report(record)))
         if self._appends:
             rows = self._conn.execute(sql.load("log_append"), append_parameters([a.intent for a in self._appends]))
@@ -125,6 +136,11 @@ class Drive:
                 error=f"saga {name!r} version {version} is not deployed here: name its module in OUTBOX_SAGAS",
             )
         record = store.blank(definition, saga, payload_text(payload["input"]))
+        try:
+            record.given = definition.read(payload["input"])
+        except SagaRefused as error:
+            # The application may be ahead of the engine: the next deployment can read it.
+            return Outcome(Verdict.RETRY, error=str(error))
         record.key = payload.get("key")
         if payload.get("parent"):
             record.parent, record.parent_intent = UUID(payload["parent"]), intent.id
@@ -139,6 +155,8 @@ class Drive:
         event: states.Event | None = states.Started()
         if definition.locks is not None:
             event = self._lock(record)
+        if definition.deadline is not None:
+            record.timers.append(Timer(DEADLINE, "timeout", 0, 0, definition.deadline))
         if event is not None:
             self._pump(record, event)
         return APPLIED
@@ -240,7 +258,13 @@ class Drive:
             if record.state.state is SagaState.WAITING:
                 self._pump(record, states.Cancelled("its locks were not free in time"))
             return
+        if payload["step"] == DEADLINE:
+            if record.state.state not in ENDED:
+                self._pump(record, states.Cancelled("its deadline has passed"))
+            return
         n = record.definition.plan.number[payload["step"]]
+        if payload["what"] == "retry" and record.intents[n] is not None:
+            return  # read again: its try is under way, and another one would be a second effect
         if payload["what"] == "timeout" and record.definition.plan.nodes[n].act is not Act.DELAY:
             record.notes.append(Note(payload["step"], "timeout"))
         self._pump(record, states.Rang(n, payload["what"], payload["round"], payload["tries"]))
@@ -283,6 +307,8 @@ class Drive:
                         record.changed.add(n)
                         if _stopped(plan.nodes[n], was, now):
                             record.quiet.append(plan.nodes[n].name)
+                        if now.state is not was.state and _tells(plan.nodes[n], now.state):
+                            record.notes.append(Note(plan.nodes[n].name, now.state.value))
             for command in commands:
                 event = self._carry_out(record, command)
                 if event is not None:
@@ -304,6 +330,9 @@ class Drive:
                 seconds = node.timeout if what == "timeout" else node.retry.wait(one.tries)
                 assert seconds is not None  # noqa: S101 - a timeout is asked for where there is one
                 record.timers.append(Timer(node.name, what, one.round, one.tries, seconds))
+                if what == "retry":
+                    record.intents[n] = None  # it has failed: from now on there is none, until the timer rings
+                    record.changed.add(n)
             case states.Refused(reason):
                 record.notes.append(Note(None, "refused", reason))
         return None
@@ -388,6 +417,11 @@ def _waits(record: Record, n: int, name: str) -> bool:
     """Whether a signal is the first that its step gets."""
     came = {name, f"-{name}"} & record.state.signals
     return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
+
+
+def _tells(node: Node, state: StepState) -> bool:
+    """Whether people want to know: of a wait that is undone there is nothing to tell."""
+    return state in _TOLD and not (state is StepState.UNDONE and node.undo is None)
 
 
 def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:

@@ -30,7 +30,7 @@ from outbox.intent import Intent
 from outbox.participant import APPLIED, Doubt, Evidence, Item, LaneView, Outcome, Verdict
 from outbox.position import Position
 from outbox.search import shards
-from workers.shard import POSITION, Shard, generator, inventory, xapian
+from workers.shard import POSITION, Shard, inventory, new_generator, xapian
 
 TITLE_WEIGHT = 3
 """A word in the title counts like so many in the text."""
@@ -186,8 +186,24 @@ def ready(intent: Intent) -> Put | None:
     return Put(content, record, terms)
 
 
-def build(put: Put, unique: str, generator: Any) -> Any:
-    """The xapian.Document of a put; `unique` is the term of its key. The same put makes the same document."""
+def write(shard: Shard, db: Any, last: dict[str, Put | None]) -> None:
+    """Inside a transaction, write what is left of a batch."""
+    fields = shard.fields
+    for key, put in last.items():
+        unique = key_term(key)
+        if put is None:
+            db.delete_document(unique)
+            continue
+        content = put.content
+        db.replace_document(unique, document_of(put, unique, shard.generator(content.language)))
+        if content.keywords and not content.keywords.keys() <= fields:
+            fields |= content.keywords.keys()
+    if fields != shard.fields:
+        shard.know(fields)
+
+
+def document_of(put: Put, unique: str, generator: Any) -> Any:
+    """The xapian.Document of a put: what is indexed of it, and how. `generator` is that of its language."""
     content = put.content
     doc = xapian.Document()
     doc.set_data(put.record)
@@ -206,22 +222,6 @@ def build(put: Put, unique: str, generator: Any) -> Any:
     return doc
 
 
-def write(shard: Shard, db: Any, last: dict[str, Put | None]) -> None:
-    """Inside a transaction, write what is left of a batch."""
-    fields = shard.fields
-    for key, put in last.items():
-        unique = key_term(key)
-        if put is None:
-            db.delete_document(unique)
-            continue
-        keywords = put.content.keywords
-        db.replace_document(unique, build(put, unique, shard.generator(put.content.language)))
-        if keywords and not keywords.keys() <= fields:
-            fields |= keywords.keys()
-    if fields != shard.fields:
-        shard.know(fields)
-
-
 @cache
 def format_of_documents() -> str:
     """What this version makes of documents, in 16 hex digits: of its terms, counts and positions, in each language.
@@ -234,7 +234,7 @@ def format_of_documents() -> str:
         payload = {**_SAMPLE, "language": language}
         put = ready(Intent.make("index", "put", _SAMPLE_KEY, payload))
         assert put is not None  # noqa: S101 - it is no delete
-        doc = build(put, key_term(_SAMPLE_KEY), generator(language))
+        doc = document_of(put, key_term(_SAMPLE_KEY), new_generator(language))
         for item in doc.termlist():
             digest.update(repr((item.term, item.wdf, list(item.positer))).encode())
         digest.update(repr(sorted(json.loads(put.record))).encode())

@@ -148,6 +148,8 @@ class Drainer:
             return
         for notice in conn.notifies(timeout=WAKE, stop_after=1):
             if notice.payload == tick.DECIDED:
+                # Perhaps that the lane is another one's.
+                lane.renew(conn)
                 reader.decided()
             elif notice.payload == tick.HALTED:
                 lane.deadline = 0.0  # before the next effect the database is asked

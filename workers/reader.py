@@ -171,7 +171,7 @@ class Reader:
         if end.id == position.tick:
             self._note_empty()
             return False
-        if end.first != self._start.first and not self._start.shows_nothing:
+        if tick.same_place(self._start, end):
             # The end of an era is the beginning of the next one.
             self._move(log.step(position, end, None))
             self._note_empty(at_once=True)

@@ -132,7 +132,7 @@ class Reporter:
         here, goal = tick.get(self._conn, start), tick.get(self._conn, end)
         while here.id != goal.id:
             reached = tick.reach(self._conn, here, goal)
-            if reached.first == here.first or here.shows_nothing:
+            if not tick.same_place(here, reached):
                 self._told(here, reached, after, last)
             here, after = reached, 0
 

@@ -45,7 +45,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import xapian
 
-__all__ = ["EPOCH", "FORMAT", "POSITION", "SLOTS", "Shard", "format_of", "generator", "inventory", "numbers", "xapian"]
+__all__ = [
+    "EPOCH",
+    "FORMAT",
+    "POSITION",
+    "SLOTS",
+    "Shard",
+    "format_of",
+    "inventory",
+    "new_generator",
+    "numbers",
+    "xapian",
+]
 
 EPOCH = "outbox.epoch"
 """Name of the metadata that holds the highest epoch that has opened the shard."""
@@ -208,7 +219,7 @@ class Shard:
         """The xapian.TermGenerator of a language."""
         found = self._generators.get(language)
         if found is None:
-            found = self._generators[language] = generator(language)
+            found = self._generators[language] = new_generator(language)
         return found
 
     def know(self, fields: frozenset[str]) -> None:
@@ -238,8 +249,8 @@ class Shard:
             os.close(folder)
 
 
-def generator(language: str) -> Any:
-    """A new xapian.TermGenerator of a language."""
+def new_generator(language: str) -> Any:
+    """What makes terms of texts in a language."""
     made = xapian.TermGenerator()
     made.set_stemmer(xapian.Stem(language))
     made.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from outbox import horizon, tick
+from outbox.errors import NotThisLog
 from outbox.lane import Lane
 from outbox.participant import Participant
 from outbox.position import Position
@@ -31,7 +32,7 @@ def find(
     if own is not None and own.log == recorded.log and own in (recorded, lane.own(conn)):
         return recorded, own
     remedy = getattr(participant, "remedy", tick.REMEDY)
-    stand = tick.beginning(conn) if own is None else tick.match(conn, own, remedy)
+    stand = _beginning(conn, recorded.log) if own is None else tick.match(conn, own, remedy)
     if _place(stand) < _place(recorded):
         with conn.transaction():
             horizon.hold(conn)
@@ -46,3 +47,10 @@ def find(
 
 def _place(position: Position) -> tuple[int, int, int]:
     return position.tick, position.upto, position.after
+
+
+def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
+    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
+    if row is None:
+        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
+    return Position(identity, row[0], row[1])

@@ -16,6 +16,15 @@
 
 set local role outbox_owner;
 
+----------------------------------------------------------------------------------------------- ticks
+-- Each tick says where the ids of its era begin (0007), so that reading needs no join.
+alter table outbox.tick add first bigint not null default 1;
+
+-- Whether a tick (its columns) shows the intent `id` of transaction `xid`. Of an earlier era it shows everything.
+create function outbox.shows(first bigint, high bigint, snapshot pg_snapshot, xid xid8, id bigint) returns boolean
+language sql immutable parallel safe
+as $$ select id <= high and (id < first or pg_visible_in_snapshot(xid, snapshot)) $$;
+
 ------------------------------------------------------------------------------------------------ base
 -- One row for each key that was live at the horizon, with the id of the intent that wrote it. Only the actions `put`
 -- and `delete` say what a key's content is; other actions are events, and are gone with their partition.
@@ -32,14 +41,6 @@ create table outbox.base (
 );
 create index base_id on outbox.base (target, id);
 create unique index base_intent on outbox.base (id);
-
--- Each tick says where the ids of its era begin (0007), so that reading needs no join.
-alter table outbox.tick add first bigint not null default 1;
-
--- Whether a tick (its columns) shows the intent `id` of transaction `xid`. Of an earlier era it shows everything.
-create function outbox.shows(first bigint, high bigint, snapshot pg_snapshot, xid xid8, id bigint) returns boolean
-language sql immutable parallel safe
-as $$ select id <= high and (id < first or pg_visible_in_snapshot(xid, snapshot)) $$;
 
 -- One row: up to where the log was dropped. A position at an earlier tick than `tick` can't go on in the log (the
 -- first tick, where a participant begins that holds nothing, can: by way of the base).

@@ -61,6 +61,8 @@ $$;
 insert into outbox.era (number, opened, first, server, relation, timeline, reason)
 select 1, (select min(id) from outbox.tick), 1, h.server, h.relation, h.timeline, 'made' from outbox.here() as h;
 
+-- Each tick says where its era's ids begin (0006), so that reading needs no join: outbox.shows.
+
 -- Whether every lane of `target` has passed the commit of transaction `xid` (for read-your-writes). `id` is one of its
 -- intents, and tells its era; without one it is of the newest.
 drop function outbox.reached(xid8, text);

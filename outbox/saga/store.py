@@ -115,7 +115,7 @@ def load(
             found[saga] = Unreadable(name, version, "is not deployed: deploy its definition, see `outbox saga check`")
             continue
         if definition.plan.shape != shape:
-            why = "was started with other steps than are deployed under this version: see `outbox saga check`"
+            why = "was started with other steps, or another input, than are deployed: see `outbox saga check`"
             found[saga] = Unreadable(name, version, why)
             continue
         begun = states.Saga(SagaState(state), Decision(decision), (), frozenset(signals), reason)
@@ -168,6 +168,14 @@ def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
     """Write everything that has changed, in a handful of statements for any number of sagas."""
     touched = [r for r in records if r.touched or r.revision == 0]
     _save_sagas(conn, [r for r in touched if r.revision == 0], [r for r in touched if r.revision])
+    # What happened comes before what followed from it, in the order of their times too.
+    notes = [(r.id, note) for r in touched for note in r.notes]
+    if notes:
+        conn.execute(
+            sql.load("saga_event_put"),
+            {"saga": array(s for s, _ in notes)}
+            | {name: array(getattr(n, name) for _, n in notes) for name in Note._fields},
+        )
     steps = [(r, n) for r in touched for n in sorted(r.changed)]
     if steps:
         conn.execute(
@@ -195,13 +203,6 @@ def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
             sql.load("saga_timer_set"),
             {"saga": array(s for s, _ in timers)}
             | {name: array(getattr(t, name) for _, t in timers) for name in Timer._fields},
-        )
-    notes = [(r.id, note) for r in touched for note in r.notes]
-    if notes:
-        conn.execute(
-            sql.load("saga_event_put"),
-            {"saga": array(s for s, _ in notes)}
-            | {name: array(getattr(n, name) for _, n in notes) for name in Note._fields},
         )
     recalled = [intent for r in touched for intent in r.recalled]
     if recalled:

@@ -45,8 +45,8 @@ class Shown(NamedTuple):
     events: list[dict[str, Any]]
 
 
-def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int) -> list[dict[str, Any]]:
-    """The newest sagas that fit, `limit` at most."""
+def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int | None) -> list[dict[str, Any]]:
+    """The newest sagas that fit, `limit` at most (None: all)."""
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             sql.load("saga_find"),
@@ -60,6 +60,17 @@ def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int) -> list[d
                 "limit": limit,
             },
         ).fetchall()
+
+
+def stuck(
+    conn: psycopg.Connection[Any], choice: Choice, *, saga: UUID | None, step: str | None, limit: int | None
+) -> list[tuple[UUID, str]]:
+    """The stuck steps of open sagas that fit `choice` (but for its states): of one saga, of one name, or all."""
+    rows = conn.execute(
+        sql.load("saga_find_stuck"),
+        {"id": saga, "name": choice.name, "key": choice.key, "older": choice.older, "step": step, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 def show(conn: psycopg.Connection[Any], saga: UUID) -> Shown:

@@ -1,6 +1,7 @@
 -- Purpose: what earlier owners of the lane left open, and is not parked as in doubt already.
 -- Locks: none. Tables: outbox.receipt, outbox.log, outbox.base, outbox.horizon, outbox.parked (read). Called by: outbox.receipt.doubts.
-select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text, r.opened_at, r.evidence, r.adopted
+select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text, r.opened_at, r.evidence,
+       r.adopted
   from outbox.receipt r
   join lateral (select id, target, action, key, payload, due, saga, headers from outbox.log where id = r.id
                 union all

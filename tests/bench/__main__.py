@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, resilver, saga, saga_latency
+from tests.bench import blob, index, latency, log, orm, resilver, retention, saga, saga_latency, scrub
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -45,10 +45,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "resilver": resilver.measure,
     "blob": blob.measure,
     "blob-memory": blob.memory,
+    "scrub": scrub.measure,
     "latency": latency.measure,
     "saga": saga.measure,
     "saga-latency": saga_latency.measure,
     "saga-kept": saga.kept,
+    "retention": retention.measure,
 }
 
 LONG = frozenset({"log-1e6", "resilver", "saga-kept"})

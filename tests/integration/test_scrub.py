@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ class _Interrupted:
         yield from self._subject.held()
         self._now("after_held")
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         self._now("before_look")
-        found = self._subject.look(keys)
+        found = self._subject.look(seen)
         self._now("after_look")
         return found
 
@@ -60,12 +60,13 @@ class _Interrupted:
 @pytest.mark.parametrize("when", ["before_held", "after_held", "before_fault", "before_look", "after_look"])
 @pytest.mark.parametrize("damage", [False, True], ids=["well", "damaged"])
 def test_scrub_i4_accuses_nobody_when_the_world_goes_on_in_the_middle(yard: Yard, when: str, damage: bool) -> None:
-    # Given documents, of which one is damaged so that there is something to look at again
+    # Given documents, of which two are damaged so that there is something to look at again
     for n in range(6):
         yard.put(f"note/{n}", "as it was")
     yard.drain()
     if damage:
         db = yard.writable()
+        db.delete_document("Qnote/4")
         db.delete_document("Qnote/5")
         db.commit()
         db.close()
@@ -79,13 +80,15 @@ def test_scrub_i4_accuses_nobody_when_the_world_goes_on_in_the_middle(yard: Yard
         yard.delete("index", "note/2")
         yard.drain()
         yard.put("note/2", "and back")
+        # ... which also puts one of the damaged ones anew
+        yard.put("note/4", "anew")
         yard.drain()
 
     # When all of that is committed and applied at the worst time
     subject = _Interrupted(IndexSubject(yard.index, lanes_of(yard.operator, "index")), **{when: world})
     ours = operation.begin(yard.operator, "scrub", {})
     progress = Survey(yard.operator, ours, subject).run()
-    # Then only the damage is found
+    # Then only the damage is found that nobody has touched since
     assert kinds(progress) == ([("missing", "note/5")] if damage else [])
     if when == "before_held":
         assert progress.moving > 0
@@ -116,6 +119,29 @@ def test_scrub_i2_accuses_nobody_when_what_was_parked_is_applied_in_the_middle(y
     )
     assert yard.found("index") == []
     subject = _Interrupted(IndexSubject(yard.index, lanes_of(yard.operator, "index")), **{when: applied})
+    progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), subject).run()
+    assert kinds(progress) == []
+
+
+@pytest.mark.parametrize("when", ["before_held", "after_held", "before_fault", "before_look", "after_look"])
+def test_scrub_i2_accuses_nobody_when_what_is_parked_has_been_applied_already(yard: Yard, when: str) -> None:
+    # Given an intent whose effect is made, by a worker that has yet to write down that it is parked no more
+    yard.put("note/1", "old")
+    yard.drain()
+    number = yard.put("note/1", "new")
+    yard.drain()
+    yard.admin.execute(
+        "insert into outbox.parked (id, target, slot, key, reason, retry_at) values "
+        "(%s, 'index', outbox.slot('note/1'), 'note/1', 'retry', now() + interval '1 day')",
+        (number,),
+    )
+    progress = yard.survey("index")
+    assert (progress.findings, progress.moving) == ([], 1)
+    # When it writes that at any time
+    subject = _Interrupted(
+        IndexSubject(yard.index, lanes_of(yard.operator, "index")),
+        **{when: lambda: yard.admin.execute("delete from outbox.parked")},
+    )
     progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), subject).run()
     assert kinds(progress) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -95,3 +96,40 @@ def test_scrub_tells_what_no_intent_repairs_when_a_document_has_no_key(yard: Yar
     assert kinds(progress) == [("orphaned", "00/2")]
     assert (progress.emitted, progress.mended) == (0, 0)
     assert "resilver" in progress.findings[0].advice
+
+
+def test_scrub_finds_a_document_that_no_search_finds_when_a_table_is_damaged(yard: Yard) -> None:
+    # Given an index in whose table of words one key was overwritten on the disk: Xapian has no checksums
+    for n in range(9):
+        yard.put(f"note/{n}", f"words of {n}")
+    yard.drain()
+    table = yard.index / "00" / "postlist.glass"
+    content = table.read_bytes()
+    assert b"Qnote/8" in content
+    table.write_bytes(content.replace(b"Qnote/8", b"Qnote/9"))
+    # Then it is found, and is still found when it was repaired as far as that goes: the old one is there yet
+    assert yard.found("index") == [("corrupt", "note/8")]
+    yard.repair("index")
+    [finding] = yard.survey("index").findings
+    assert (finding.key, finding.kind, finding.repair) == ("note/8", "corrupt", "")
+    assert "resilver index" in finding.advice
+
+
+def test_scrub_accuses_nobody_when_the_index_was_restored_from_an_older_copy(yard: Yard) -> None:
+    # Given an index in the place of which an older copy was put, and whose worker has not caught up yet
+    yard.put("note/1", "old")
+    yard.put("note/2")
+    yard.drain()
+    shutil.copytree(yard.index, yard.home / "copy")
+    yard.put("note/1", "new")
+    yard.delete("index", "note/2")
+    yard.put("note/3")
+    yard.drain()
+    shutil.rmtree(yard.index)
+    (yard.home / "copy").rename(yard.index)
+    # Then it is compared as of where it is, and not of where its lane was
+    progress = yard.survey("index")
+    assert (progress.findings, progress.items) == ([], 2)
+    # ... and also when it has caught up
+    yard.drain()
+    assert yard.survey("index").moving == yard.survey("index").found == 0

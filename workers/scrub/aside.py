@@ -23,7 +23,6 @@ from io import BufferedReader
 from typing import Protocol
 
 from outbox.blob import FOLDER_MODE, BlobStore, is_stage
-from outbox.failpoint import hit
 from outbox.store import Store
 
 
@@ -70,7 +69,6 @@ class DirectoryAside:
                 os.unlink(name, dir_fd=aside)
             os.fsync(aside)
             os.fsync(shelf)
-        hit("scrub.aside")
 
     def keep(self, digest: str) -> None:
         """By a link."""

@@ -13,7 +13,6 @@ from io import BufferedReader
 
 from outbox.blob import is_stage
 from outbox.bucket import COPY_WHOLE, Object
-from outbox.failpoint import hit
 from outbox.s3 import S3Store, Version
 from outbox.source import CHUNK
 
@@ -45,7 +44,6 @@ class BucketAside:
                 return
         self._copy(newest)
         self._store.bucket.delete([newest.key])
-        hit("scrub.aside")
 
     def keep(self, digest: str) -> None:
         """By a copy on the server."""

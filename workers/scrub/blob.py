@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from outbox.blob import BlobMissing
 from outbox.errors import Permanent, Unavailable
@@ -47,9 +47,9 @@ class BlobSubject:
         for place in self._store.strays():
             yield Held("", 0, place, _STRANGE)
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         """Those that are published."""
-        return {key: [Held(key, 0, key)] for key in keys if self._exists(key)}
+        return {key: [Held(key, 0, key)] for key in seen if self._exists(key)}
 
     def still(self, stray: Held) -> bool:
         """Look again."""

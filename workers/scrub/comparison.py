@@ -14,7 +14,7 @@ Keys that fail 3 are in motion. They are not looked at until the next scrub, and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -24,7 +24,7 @@ from outbox.intent import Intent
 from outbox.tick import Tick
 from workers.scrub.finding import Finding
 from workers.scrub.pace import Pace
-from workers.scrub.subject import Held, Subject
+from workers.scrub.subject import Fault, Held, Subject
 
 _Group = tuple[Intent | None, list[Held]]
 
@@ -65,29 +65,33 @@ def judge(subject: Subject, key: str, group: _Group, pace: Pace) -> Finding | No
         return Finding("orphaned", key, found[0].id, why, subject.repair("orphaned"))
     if not found:
         return Finding("missing", key, intent.id, f"intent {intent.id} put it, and it is not held", "put")
+    repair = subject.repair("corrupt")
     if len(found) > 1:
-        why = f"it is held {len(found)} times"
+        # No intent removes one that its key doesn't lead to.
+        repair = "" if any(each.fault for each in found) else repair
+        fault: Fault | None = Fault("corrupt", f"it is held {len(found)} times")
     elif found[0].fault:
-        why = found[0].fault
+        fault = Fault("corrupt", found[0].fault)
     else:
         fault = subject.fault(intent, found[0], pace)
-        if fault is None:
-            return None
-        return Finding(fault.kind, key, intent.id, fault.why, subject.repair(fault.kind))
-    return Finding("corrupt", key, intent.id, why, subject.repair("corrupt"))
+    if fault is None:
+        return None
+    return Finding(fault.kind, key, intent.id, fault.why, repair, "" if repair else subject.advice)
 
 
-def confirm(conn: psycopg.Connection[Any], subject: Subject, at: Tick, keys: Collection[str], pace: Pace) -> Confirmed:
-    """Look again at what `keys` hold now."""
-    if not keys:
+def confirm(
+    conn: psycopg.Connection[Any], subject: Subject, at: Tick, seen: Mapping[str, Sequence[Held]], pace: Pace
+) -> Confirmed:
+    """Look again at what these keys hold now; `seen` is what was found under each before."""
+    if not seen:
         return Confirmed([], 0, {})
     # Cheap, and with much traffic nearly all of them; the next one reads the log.
-    moving = in_motion(conn, subject.target, at, keys)
-    settled = sorted(set(keys) - moving)
+    moving = in_motion(conn, subject.target, at, seen)
+    settled = sorted(set(seen) - moving)
     if not settled:
         return Confirmed([], len(moving), {})
     expected = {intent.key: intent for intent in live.puts(conn, subject.target, at, keys=settled)}
-    found = subject.look(settled)
+    found = subject.look({key: seen[key] for key in settled})
     findings = [judge(subject, key, (expected.get(key), found.get(key, [])), pace) for key in settled]
     wrong = {finding.key: finding for finding in findings if finding is not None}
     late = in_motion(conn, subject.target, at, wrong)

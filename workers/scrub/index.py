@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
@@ -24,11 +24,11 @@ from outbox.intent import Intent
 from outbox.log import Slots
 from outbox.position import Position
 from outbox.search import TRIES, shards
-from workers.index import build, ready
+from workers.index import document_of, ready
 from workers.scrub.finding import Kind, Repair
 from workers.scrub.pace import Pace
 from workers.scrub.subject import Fault, Held
-from workers.shard import POSITION, generator, numbers, xapian
+from workers.shard import POSITION, new_generator, numbers, xapian
 
 POSTINGS = 16
 """Words of a document that are looked up, chosen anew each time. All of them would take ten times as long, and damage
@@ -69,14 +69,17 @@ class IndexSubject:
                 after = int(found[-1].place.partition("/")[2])
                 yield from found
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
-        """Looked up by the term of the key."""
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
+        """Looked up by the term of the key; and where the inventory found one that this doesn't lead to."""
         self.close()
         found: dict[str, list[Held]] = {}
-        for name in sorted(self._paths):
-            for key in keys:
-                if held := self._read(name, partial(_under, shard=name, key=key)):
-                    found.setdefault(key, []).extend(held)
+        for key, before in seen.items():
+            there = [h for name in sorted(self._paths) for h in self._read(name, partial(_under, shard=name, key=key))]
+            places = {held.place for held in there}
+            lost = [held for held in before if held.place not in places and self.still(held)]
+            there += [held._replace(fault="a search for its key does not find the document") for held in lost]
+            if there:
+                found[key] = there
         return found
 
     def still(self, stray: Held) -> bool:
@@ -128,8 +131,8 @@ class IndexSubject:
             return Fault("corrupt", "the document is of an intent that can't be indexed")
         language = put.content.language
         if language not in self._generators:
-            self._generators[language] = generator(language)
-        made = build(put, key_term(intent.key), self._generators[language])
+            self._generators[language] = new_generator(language)
+        made = document_of(put, key_term(intent.key), self._generators[language])
         if made.serialise() != stored.serialise():
             return Fault("corrupt", f"the document's words or its record are not what intent {intent.id} says")
         return _unfindable(db, number, made, key_term(intent.key))

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import psycopg
 
 from outbox import sql, tick
-from outbox.failpoint import hit
 from outbox.operation import Operation
 from outbox.settings import Settings
 from outbox.tick import Tick
@@ -91,9 +90,7 @@ class MailSurvey:
         if len(first.findings) < LISTED:
             progress.counts = dict(Counter(each.kind for each in findings))
         progress.findings, progress.surveyed = findings, True
-        hit("scrub.confirmed")
         self._operation.save(self._conn, progress.json())
-        hit("scrub.saved")
         return progress
 
     def _read(self, progress: Progress) -> Progress:

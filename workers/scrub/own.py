@@ -6,7 +6,7 @@ has (`outbox.participant.Digested`), and otherwise by the id of the intent that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from outbox.errors import NotReady
 from outbox.intent import Intent
@@ -38,11 +38,11 @@ class OwnSubject:
         for item in self._participant.inventory():
             yield Held(item.key, item.id, item.digest)
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         """Lists everything again."""
         found: dict[str, list[Held]] = {}
         for held in self.held():
-            if held.key in keys:
+            if held.key in seen:
                 found.setdefault(held.key, []).append(held)
         return found
 

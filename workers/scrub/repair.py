@@ -75,7 +75,7 @@ class Repairer:
         # Before looking: what isn't seen now is above it.
         since = repetition.since(conn)
         at = passed(conn, self._subject)
-        found = confirm(conn, self._subject, at, [each.key for each in chunk if each.repair], Pace())
+        found = confirm(conn, self._subject, at, {each.key: () for each in chunk if each.repair}, Pace())
         wrong = {finding.key: finding for finding in found.findings}
         unknown = self._never_heard_of([f.key for f in wrong.values() if f.repair == "delete"])
         again, after = list[Again](), list[Finding]()
@@ -114,7 +114,7 @@ class Repairer:
         """Stage the bytes again, in this transaction."""
         payload, digest = intent.payload, intent.key
         if "bytes" in payload:
-            aside_of(store).set_aside(digest)
+            self._set_aside(store, digest)
             return Again(intent.id, since)
         row = self._conn.execute("select pg_current_xact_id()::text::bigint, log from outbox.identity").fetchone()
         assert row is not None  # noqa: S101 - the migration made the row
@@ -124,10 +124,15 @@ class Repairer:
             except BlobRefused:  # it can't be read
                 continue
             if staged.digest == digest:
-                aside_of(store).set_aside(digest)
+                self._set_aside(store, digest)
                 return Again(intent.id, since, digest, "put", json.dumps(payload | staged._asdict()))
             store.remove_stage(staged.stage)
         return None
+
+    @staticmethod
+    def _set_aside(store: Store, digest: str) -> None:
+        aside_of(store).set_aside(digest)
+        hit("scrub.aside")
 
     def _never_heard_of(self, keys: list[str]) -> set[str]:
         if self._store is None or not keys:

@@ -9,7 +9,7 @@ history.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from outbox.intent import Intent
@@ -51,8 +51,9 @@ class Subject(Protocol):
     def held(self) -> Iterator[Held]:
         """Everything, in no particular order."""
 
-    def look(self, keys: Collection[str]) -> dict[str, list[Held]]:
-        """What is held under these keys now; newer than anything that this object has seen before."""
+    def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
+        """What is held under these keys now; newer than anything that this object has seen before. `seen` is what was
+        found under each in the inventory: by that, things are looked at again that no key leads to."""
 
     def still(self, stray: Held) -> bool:
         """Whether something without a key is still there, and as it was."""

@@ -175,7 +175,7 @@ class Survey:
                 yield held
 
     def _compare(self, at: Tick, expected: Iterator[Intent], held: Iterator[Held]) -> None:
-        suspicions: list[str] = []
+        suspicions: dict[str, list[Held]] = {}
         strays: list[Finding] = []
         key, looked = self.progress.after, time.monotonic()
         for key, group in paired(expected, held):
@@ -185,7 +185,7 @@ class Survey:
                 continue
             self._pace.spend(1 if group[0] else 0)
             if judge(self._subject, key, group, self._pace) is not None:
-                suspicions.append(key)
+                suspicions[key] = group[1]
             now = time.monotonic()
             if len(suspicions) >= SUSPICIONS or (suspicions and now - looked >= CONFIRM_EVERY):
                 suspicions, looked = self._look_again(at, suspicions, key), now
@@ -203,13 +203,13 @@ class Survey:
             if self._subject.still(stray)
         ]
 
-    def _look_again(self, at: Tick, suspicions: list[str], key: str) -> list[str]:
+    def _look_again(self, at: Tick, suspicions: dict[str, list[Held]], key: str) -> dict[str, list[Held]]:
         confirmed = confirm(self._conn, self._subject, at, suspicions, self._pace)
         self.progress.add(confirmed.findings)
         self.progress.moving += confirmed.moving
         hit("scrub.confirmed")
         self._mark(key)
-        return []
+        return {}
 
     def _mark(self, key: str) -> None:
         progress = self.progress
