@@ -109,6 +109,11 @@ def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]
     return {row[0]: row[1] for row in conn.execute(sql.load("parked_remove"), {"ids": list(ids)})}
 
 
+def waiting(conn: psycopg.Connection[Any], lane: Lane) -> bool:
+    """Whether something is parked that will be tried again without anybody's doing, and not on a later day."""
+    return conn.execute(sql.load("parked_waiting"), _share(lane)).fetchone() is not None
+
+
 def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:
     """The intents that operators have skipped. Look at them after `keys`, never before: a skip between the two then
     shows up here, or its key is still one that others queue behind."""

@@ -210,7 +210,7 @@ class Draft:
         # Their place in the log is behind: of their keys, something later may be the last word.
         for part in _parts(again):
             keys = dict.fromkeys((intent.key for intent in log.fetch(conn, part)), None)
-            words = live.words(conn, TARGET, end, list(keys), slots=self.slots)
+            words = live.puts(conn, TARGET, end, slots=self.slots, keys=list(keys))
             with self._shard.transaction() as db:
                 write(self._shard, db, {**keys, **{intent.key: _readable(intent) for intent in words}})
             count += len(part)
