@@ -183,7 +183,9 @@ class Stack:
     def _start(self) -> None:
         if find_spec("supervisor") is None:
             raise NotReady("supervisord is not installed: pip install 'postgres-outbox[embedded]'")
-        config = supervisor.embedded(self.state, self.sockets, self.postgres)
+        config = supervisor.embedded(
+            self.state, self.sockets, self.postgres, actors=bool(self.environment.get("OUTBOX_ACTORS"))
+        )
         (self.state / "supervisord.conf").write_text(config, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", "supervisord.conf"],

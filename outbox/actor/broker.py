@@ -38,8 +38,8 @@ from outbox.actor.delivered import Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
 from outbox.errors import Fenced, NotReady
-from outbox.intent import Intent
 from outbox.log import append_one
+from outbox.saga.run import Action
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -181,10 +181,13 @@ class OutboxBroker(dramatiq.Broker):
         again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
         return again
 
-    def intent(self, message: dramatiq.Message[Any]) -> Intent:
-        """A message as an intent, for a step of a saga: `return run.emit_intent(broker.intent(charge.message(7)))`."""
-        self._target(message.queue_name)
-        return intent_of(message)
+    def action(self, message: dramatiq.Message[Any]) -> Action:
+        """What a step of a saga returns to have an actor run: `return broker.action(charge.message(run.input.order))`.
+
+        The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
+        """
+        self.registered(message.queue_name)
+        return Action(intent_of(message), {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 
@@ -262,12 +265,20 @@ class OutboxBroker(dramatiq.Broker):
                 raise SkipMessage("it is in other hands by now")
         elif signal == "worker_shutdown" and self._delivery is not None:
             self._delivery.leave()
-        super().emit_before(signal, *args, **kwargs)
+        if not _stale(args):
+            super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        super().emit_after(signal, *args, **kwargs)
+        if not _stale(args):
+            super().emit_after(signal, *args, **kwargs)
         if signal in ("process_message", "skip_message"):
             _MESSAGE.set(None)
+
+
+def _stale(args: tuple[Any, ...]) -> bool:
+    """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
+    store that it was skipped.)"""
+    return bool(args) and isinstance(args[0], Delivered) and args[0].stale
 
 
 def _due(message: dramatiq.Message[Any]) -> datetime | None:

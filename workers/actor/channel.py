@@ -43,7 +43,7 @@ class Channel:
             self._moved = time.monotonic()
 
     def put(self, messages: Iterable[Delivered]) -> None:
-        """Messages that are claimed, durably."""
+        """Messages that are claimed, durably, or given back unbegun."""
         with self._changed:
             for message in messages:
                 heapq.heappush(self._ready, (message.priority, message.id, message))
@@ -56,6 +56,7 @@ class Channel:
             while True:
                 if self._open and self._ready and self._out < self._prefetch and self._ready[0][2].mine():
                     self._out += 1
+                    self._moved = time.monotonic()
                     return heapq.heappop(self._ready)[2]
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
@@ -88,6 +89,11 @@ class Channel:
     @property
     def is_open(self) -> bool:
         return self._open
+
+    @property
+    def out(self) -> int:
+        """How many dramatiq has."""
+        return self._out
 
     def appetite(self) -> int:
         """How many more to claim: what the threads can take, and as many as they have finished lately."""

@@ -2,8 +2,8 @@
 
     share → retries → read → claim → hand out … settle → write, in a loop
 
-Made by `OutboxBroker.consume` for the first queue, and ended when the last consumer is closed. It has two connections,
-whatever the number of queues. What interrupts it, and what follows:
+Made by `OutboxBroker.consume` for the first queue, and ended when the last consumer is closed and nothing is out. It
+has two connections, whatever the number of queues. What interrupts it, and what follows:
 
 * the database is lost: the connection is made anew with backoff, and everything goes on where it was. What was
   acknowledged meanwhile is written then; dramatiq notices nothing.
@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from itertools import groupby
 from uuid import uuid4
 
 import psycopg
@@ -80,7 +81,7 @@ class Delivery:
         self._out: dict[int, Delivered] = {}
         self._declared: set[str] = set()
         self._newest: tick.Tick | None = None
-        self._leaving = self._stopping = self._woken = False
+        self._stopping = self._woken = False
         self._shared_at = self._retried_at = self._wrote_at = NEVER
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._keeper = Keeper(self._url, self.owner, self._ttl, lambda: [h.lane for h in list(self._holdings.values())])
@@ -97,7 +98,7 @@ class Delivery:
                 self._reset()
             channel = self._channels.setdefault(target, Channel(name, target))
             channel.begin(prefetch)
-            self._leaving, self._shared_at = False, NEVER
+            self._shared_at = NEVER
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="actor delivery", daemon=True)
                 self._thread.start()
@@ -118,14 +119,19 @@ class Delivery:
         """The process is about to end: others have the lanes; what is running is finished here."""
         for channel in list(self._channels.values()):
             channel.shut()
-        self._leaving, self._shared_at = True, NEVER
+        self._shared_at = NEVER
         self._wake()
 
     def _close(self, channel: Channel) -> None:
-        """A consumer is closed. After the last one, everything is written down and given back; then this returns."""
+        """A consumer is closed. After the last one, everything is written down and given back; then this returns.
+
+        Not while messages are out: dramatiq makes another consumer after an error, and gives them back to that one.
+        """
         channel.shut()
+        self._shared_at = NEVER
         with self._lock:
-            if self._thread is None or any(one.is_open for one in self._channels.values()):
+            channels = list(self._channels.values())
+            if self._thread is None or any(one.is_open or one.out for one in channels):
                 return
             self._stopping = True
             self._wake()
@@ -284,9 +290,9 @@ class Delivery:
         self._wrote_at = time.monotonic()
         hit("actor.claimed")
         claimed, self._claimed = self._claimed, []
-        for message in claimed:
-            self._out[message.id] = message
-            self._channels[message.hold.target].put([message])
+        self._out.update((message.id, message) for message in claimed)
+        for target, messages in groupby(claimed, lambda message: message.hold.target):
+            self._channels[target].put(messages)
 
     # ------------------------------------------------------------------------------------------ lanes
 

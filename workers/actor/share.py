@@ -72,7 +72,8 @@ class Seat(NamedTuple):
 
     target: str
     lane: int
-    owned: bool
+    #: Nobody, if its lease has run out.
+    owner: UUID | None
     place: str | None
 
 
@@ -82,7 +83,7 @@ def seats(conn: Connection, targets: Sequence[str]) -> list[Seat]:
 
 
 def take(conn: Connection, seat: Seat, owner: UUID, ttl: float) -> Lane | None:
-    """Claim a lane that is free, or whose owner is gone."""
-    if seat.owned and not is_gone(seat.place or ""):
+    """Claim a lane that is free, whose owner is gone, or that we have lost sight of."""
+    if seat.owner not in (None, owner) and not is_gone(seat.place or ""):
         return None
-    return claim(conn, seat.target, seat.lane, owner=owner, ttl=ttl)
+    return claim(conn, seat.target, seat.lane, owner=owner, ttl=ttl, mine=owner)

@@ -50,6 +50,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(20))
 
 
+_FAILED: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed and report.nodeid not in _FAILED:
+        _FAILED.append(report.nodeid)
+
+
+def pytest_sessionfinish() -> None:
+    """For those that are given another chance."""
+    (_HERE.parent / "failed.txt").write_text("\n".join(_FAILED), encoding="utf-8")
+
+
 class Broker(OutboxBroker):
     """The broker under test, with what dramatiq's brokers have for tests beside."""
 
