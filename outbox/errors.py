@@ -20,12 +20,15 @@ class OutboxError(Exception):
 class Transient(OutboxError):
     """Trying again later can succeed.
 
-    `retry_after` (seconds) is the participant's own wish, when it told one.
+    `retry_after` (seconds) is the participant's own wish, when it told one. `untouched` promises that nothing has
+    happened (a connection that was refused): without it, a request that failed may have had its effect all the same,
+    and a saga that goes back undoes that.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, untouched: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.untouched = untouched
 
 
 class Unavailable(Transient):
@@ -69,8 +72,21 @@ class BlobRefused(IntentRefused):
     """The bytes of a blob can't be staged (larger or smaller than declared, not readable)."""
 
 
+class SagaRefused(Permanent):
+    """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
+
+
 class NotThisLog(Permanent):
     """A position names a tick that this log doesn't have: the participant has seen another history."""
+
+
+class WentBack(NotThisLog):
+    """The log lacks what was seen of it: it went back to an earlier time, and nobody has adopted it since. All its
+    lanes are stopped, not only the one that has seen it. `says` is the sentence without the remedy."""
+
+    def __init__(self, message: str, says: str) -> None:
+        super().__init__(message)
+        self.says = says
 
 
 class NotThisLane(NotThisLog):

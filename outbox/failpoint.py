@@ -75,14 +75,46 @@ NAMES = (
     "parked.applied",
     "parked.recorded",
     "parked.promoted",
+    # A replay.
+    "replay.begun",
+    "replay.appended",
+    "replay.saved",
+    "replay.ended",
+    # A resilver: of the index beside the lanes, of blobs in place and into another store.
+    "resilver.built",
+    "resilver.based",
+    "resilver.caught",
+    "resilver.checked",
+    "resilver.swapped",
+    "resilver.drained",
+    "resilver.ready",
+    "resilver.removed",
+    "resilver.repeated",
+    "resilver.copied",
     # The end of an owner, and housekeeping.
     "lane.shown",
     "lane.released",
     "house.partitions",
     "house.ticks",
     "house.positions",
+    "retention.written",
+    "retention.archived",
+    "retention.noted",
+    "retention.carried",
+    "retention.dropped",
+    "retention.forgotten",
     "sweep.removed",
     "sweep.purged",
+    # A scrub, and its repair.
+    "scrub.spilled",
+    "scrub.confirmed",
+    "scrub.saved",
+    "scrub.aside",
+    "scrub.emitted",
+    # An operator takes a restored log over.
+    "adopt.begun",
+    "adopt.written",
+    "adopt.adopted",
 )
 
 _name, *_words = os.environ.get("OUTBOX_FAILPOINT", "").split(":")

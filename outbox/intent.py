@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -35,6 +36,8 @@ KEY_LIMIT = 512
 """Bytes of a key in UTF-8; it is indexed, and shown to operators."""
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+
+_EXPONENT = re.compile(r"\de[+-]\d")
 
 # Spaced like jsonb. Made once: json.dumps would make one for each payload.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
@@ -126,6 +129,8 @@ def payload_text(payload: Any) -> str:
             f"the payload is not JSON ({error}): use text, numbers, booleans, None, lists and dicts"
         ) from error
     size = len(_utf8(text, "payload"))
+    if _EXPONENT.search(text):
+        size += _spelled_out(payload)
     if size > PAYLOAD_LIMIT:
         raise PayloadTooLarge(
             f"the payload is {size:,} bytes, the limit is {PAYLOAD_LIMIT:,}: "
@@ -134,6 +139,21 @@ def payload_text(payload: Any) -> str:
     if "\\u0000" in text:
         _check_nul(payload)
     return text
+
+
+def _spelled_out(payload: Any) -> int:
+    """Bytes by which Postgres prints the numbers of a payload longer than Python: 1e300 is 301 digits there."""
+    more, level = 0, [payload]
+    while level:
+        value = level.pop()
+        if isinstance(value, dict):
+            level.extend(value.values())
+        elif isinstance(value, list | tuple):
+            level.extend(value)
+        elif isinstance(value, float):
+            short = repr(value)
+            more += len(format(Decimal(short), "f")) - len(short)
+    return more
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -29,6 +29,7 @@ from outbox import sql
 from outbox.errors import Fenced, NotReady
 from outbox.failpoint import hit
 from outbox.log import Slots
+from outbox.participant import LaneView
 from outbox.position import Position
 
 TTL = 15.0
@@ -87,6 +88,10 @@ def _started(pid: int) -> str:
     return "gone" if state in "ZX" else rest[18]
 
 
+class NoLane(NotReady):
+    """There is no such lane: it was never registered, or a resilver has made fewer."""
+
+
 @dataclass(slots=True)
 class Lane:
     """A lane that this process owns."""
@@ -105,6 +110,9 @@ class Lane:
     deadline: float
     #: What the lane's row says it is doing.
     state: str = field(default="draining")
+    #: How many lanes its participant has, and which generation of its data they write.
+    lanes: int = 1
+    generation: int = 0
 
     def __str__(self) -> str:
         return f"{self.target}/{self.lane}"
@@ -112,6 +120,11 @@ class Lane:
     @property
     def _me(self) -> dict[str, Any]:
         return {"target": self.target, "lane": self.lane, "epoch": self.epoch}
+
+    def view(self, conn: psycopg.Connection[Any]) -> LaneView:
+        """What the participant is told about it."""
+        check = partial(self.check, conn)
+        return LaneView(self.target, self.lane, self.epoch, self.unclean, self.slots, check, self.generation)
 
     def check(self, conn: psycopg.Connection[Any]) -> None:
         """Before an effect: make sure that the lane is still ours. Raises `Fenced`.
@@ -142,11 +155,20 @@ class Lane:
         """Inside a transaction: hold the lane against a new owner until it ends. Raises `Fenced`."""
         self._must(conn.execute(sql.load("lane_fence"), self._me).fetchone())
 
-    def advance(self, conn: psycopg.Connection[Any], position: Position) -> None:
-        """Append the lane's new position. Raises `Fenced`."""
+    def advance(self, conn: psycopg.Connection[Any], position: Position, own: Position | None = None) -> None:
+        """Append the lane's new position, and the one that its participant holds itself, if that is known.
+
+        Raises `Fenced`.
+        """
         row = conn.execute(
             sql.load("lane_advance"),
-            {**self._me, "tick": position.tick, "upto": position.upto, "after": position.after},
+            {
+                **self._me,
+                "tick": position.tick,
+                "upto": position.upto,
+                "after": position.after,
+                "own": None if own is None else str(own),
+            },
         ).fetchone()
         self._must(row)
         hit("lane.advanced")
@@ -154,6 +176,11 @@ class Lane:
     def stand(self, conn: psycopg.Connection[Any]) -> Position:
         """The lane's newest position in the database."""
         return stand(conn, self.target, self.lane)
+
+    def own(self, conn: psycopg.Connection[Any]) -> Position | None:
+        """What the participant held itself when that was written; None if it isn't known."""
+        row = conn.execute(sql.load("lane_own"), {"target": self.target, "lane": self.lane}).fetchone()
+        return None if row is None or row[0] is None else Position.parse(row[0])
 
     def show(
         self, conn: psycopg.Connection[Any], state: str, reason: str | None = None, *, clear_deaths: bool = False
@@ -205,7 +232,7 @@ def claim(
     """
     row = conn.execute(sql.load("lane_owner"), {"target": target, "lane": lane}).fetchone()
     if row is None:
-        raise NotReady(f"there is no lane {target}/{lane}: register it with select outbox.register('{target}')")
+        raise NoLane(f"there is no lane {target}/{lane}: register it with select outbox.register('{target}')")
     back = mine is not None and row[0] == mine
     dead = row[0] if back or (row[0] is not None and is_gone(row[1])) else None
     sent = now()
@@ -224,5 +251,7 @@ def claim(
     if taken is None:
         return None
     hit("lane.claimed")
-    epoch, low, high, deaths, unclean = taken
-    return Lane(target, lane, epoch, Slots(low, high), ttl, deaths, unclean, sent + SAFE_SHARE * ttl)
+    epoch, low, high, deaths, unclean, lanes, generation = taken
+    deadline = sent + SAFE_SHARE * ttl
+    slots = Slots(low, high)
+    return Lane(target, lane, epoch, slots, ttl, deaths, unclean, deadline, lanes=lanes, generation=generation)

@@ -32,7 +32,7 @@ def _row_factory(_cursor: Any) -> Callable[[Any], Intent]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Thousands of new tuples set the garbage collector off several times a page, and none of them is garbage."""
     if not gc.isenabled():
         yield
@@ -83,18 +83,47 @@ def page(
 
     Fewer than `limit` means that the batch ends with them. Whole transactions only: all intents of one
     transaction lie in the same batch, whichever ticks are chosen. After PgQ's two-snapshot batches
-    (Skytools, `pgq.batch_event_sql`).
+    (Skytools, `pgq.batch_event_sql`). Both ticks are of one era: see `outbox.tick.reach`.
+
+    From the first tick, where a participant begins that holds nothing, the base comes before the log: its rows have
+    smaller ids, and are puts.
     """
+    if start.shows_nothing:
+        return _first_page(conn, end, target=target, slots=slots, after=after, limit=limit)
+    if start.first != end.first:
+        raise ValueError(
+            f"ticks {start.id} and {end.id} are of two eras: outbox.tick.reach says how far a batch can go"
+        )
     seen, end_seen = start.seen, end.seen
-    with conn.cursor(row_factory=_row_factory) as cursor, _no_collection():
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page"),
             {
                 "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
                 "after": after,
+                "first": start.first,
                 "floor": start.floor,
                 "high": end.high,
                 "xmax": str(seen.xmax),
+                "snapshot": end.snapshot,
+                "target": target,
+                "slot_low": slots.low,
+                "slot_high": slots.high,
+                "limit": limit,
+            },
+        ).fetchall()
+
+
+def _first_page(
+    conn: psycopg.Connection[Any], end: Tick, *, target: str, slots: Slots, after: int, limit: int
+) -> list[Intent]:
+    with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
+        return cursor.execute(
+            sql.load("log_page_first"),
+            {
+                "after": after,
+                "first": end.first,
+                "high": end.high,
                 "snapshot": end.snapshot,
                 "target": target,
                 "slot_low": slots.low,
@@ -109,6 +138,7 @@ def beyond(conn: psycopg.Connection[Any], tick: Tick) -> bool:
     row = conn.execute(
         sql.load("log_beyond"),
         {
+            "first": tick.first,
             "floor": tick.floor,
             "snapshot": tick.snapshot,
             "stragglers": [str(xid) for xid in sorted(tick.seen.running)],

@@ -6,12 +6,13 @@ it. What operators do with the same intents is in `outbox.decision`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import psycopg
 
 from outbox import sql
+from outbox.intent import Intent
 from outbox.lane import Lane
 
 Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped", "running"]
@@ -29,6 +30,8 @@ class Parking(NamedTuple):
     #: Seconds until the next try, for `retry`.
     wait: float = 0.0
     error: str = ""
+    #: A try that failed may have had its effect all the same. Once it may have, that stays so.
+    doubtful: bool = False
 
 
 ERROR_LIMIT = 500
@@ -45,16 +48,19 @@ def put(conn: psycopg.Connection[Any], parkings: Sequence[Parking]) -> None:
             "attempts": [p.attempts for p in parkings],
             "wait": [p.wait for p in parkings],
             "error": [p.error[:ERROR_LIMIT] for p in parkings],
+            "doubtful": [p.doubtful for p in parkings],
         },
     )
 
 
 class Taken(NamedTuple):
-    """How often a parked intent was tried, this time included."""
+    """How often a parked intent was tried, this time included, and what came of it."""
 
     attempts: int
     #: … in a row without an outcome.
     deaths: int
+    #: Whether one of those that failed may have had its effect all the same.
+    doubtful: bool
 
 
 def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) -> dict[int, Taken]:
@@ -77,7 +83,12 @@ def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) 
             "wait": wait,
         },
     )
-    return {row[0]: Taken(row[1], row[2]) for row in rows}
+    return {row[0]: Taken(*row[1:]) for row in rows}
+
+
+def untried(intents: Sequence[Intent], taken: Mapping[int, Taken]) -> list[Parking]:
+    """What gives the attempts back that were not made after all."""
+    return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
 
 
 def promote(conn: psycopg.Connection[Any], lane: Lane) -> None:
@@ -92,6 +103,11 @@ def _share(lane: Lane) -> dict[str, Any]:
 def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]:
     """Take intents out. → for each of their keys: whether others are still parked behind it."""
     return {row[0]: row[1] for row in conn.execute(sql.load("parked_remove"), {"ids": list(ids)})}
+
+
+def waiting(conn: psycopg.Connection[Any], lane: Lane) -> bool:
+    """Whether something is parked that will be tried again without anybody's doing, and not on a later day."""
+    return conn.execute(sql.load("parked_waiting"), _share(lane)).fetchone() is not None
 
 
 def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:

@@ -13,6 +13,7 @@ What it may raise from any method:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
@@ -27,9 +28,9 @@ class Verdict(Enum):
 
     #: The effect is durable (or was already).
     APPLIED = "applied"
-    #: It failed and can succeed later.
+    #: It failed and can succeed later. It may have had its effect all the same, unless the outcome says `untouched`.
     RETRY = "retry"
-    #: It can't succeed: an operator decides.
+    #: It can't succeed, and this try has had no effect: an operator decides.
     POISON = "poison"
     #: It may have happened.
     IN_DOUBT = "in_doubt"
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
     retry_after: float | None = None
     #: Two-phase participants: what the receipt names is prepared, and takes effect by `TwoPhase.release`.
     prepared: bool = False
+    #: RETRY: nothing has happened, for sure. A participant whose attempts are recorded needn't say: its receipts tell.
+    untouched: bool = False
 
 
 APPLIED = Outcome(Verdict.APPLIED)
@@ -70,6 +73,9 @@ class Doubt(NamedTuple):
     opened_at: datetime
     #: What earlier attempts left behind (for mail: the recipients already accepted).
     receipt: dict[str, Any]
+    #: True: the database was restored, and has lost what it knew of this intent. There may have been an attempt and
+    #: a success at any time since `opened_at`. NOT_APPLIED only if nothing of it could have vanished since.
+    adopted: bool = False
 
 
 class Item(NamedTuple):
@@ -98,28 +104,38 @@ class LaneView(NamedTuple):
     #: Raises `Fenced` when the lane has another owner by now. The reader asks before each `apply`; a participant
     #: whose effects can't be fenced where they are made asks before each of them, and lets the exception through.
     check: Callable[[], None] = lambda: None
+    #: Which of the participant's data the lanes write; rises with each resilver (`outbox.generation`).
+    generation: int = 0
 
 
 @runtime_checkable
 class Participant(Protocol):
-    """What intents are applied to. One object serves one lane, from one thread."""
+    """What intents are applied to. One object serves one lane, from one thread.
+
+    A class that says it is one (`class Webhook(Participant)`) has to write `apply`; everything else here is
+    what a participant does that keeps nothing open, has no position of its own and can be told things again. A
+    class that has all of this without saying so is one too.
+    """
 
     #: Intents in one `apply`, at most.
-    batch_limit: int
+    batch_limit: int = 100
     #: Bytes of payload in one `apply`, about; a single intent may be larger.
-    batch_bytes: int
+    batch_bytes: int = 1_000_000
     #: True: an effect can't be made twice harmlessly, so each attempt is recorded in `outbox.receipt` before
     #: it is made, and what a dead owner left open is probed.
-    records_attempts: bool
+    records_attempts: bool = False
     #: True: `position` is what counts, and None from it means "empty: start from the beginning".
-    keeps_position: bool
+    keeps_position: bool = False
 
     def open(self, lane: LaneView) -> None:
         """Get ready to apply. Raises `Unavailable` when the participant can't be reached."""
+        return
 
     def position(self) -> Position | None:
         """What the participant durably holds itself, or None."""
+        return None
 
+    @abstractmethod
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
         """Make the effects of `batch`, in order; one outcome for each intent, in the same order.
 
@@ -136,21 +152,26 @@ class Participant(Protocol):
 
     def known(self, receipts: Mapping[int, dict[str, Any]]) -> None:
         """Told before each `apply` if `records_attempts`: intent id → what earlier attempts left behind."""
+        return
 
     def settle(self, batch: Sequence[Intent]) -> None:
         """Tidy up after `batch`: called once its position is durable. May be skipped by a crash."""
+        return
 
     def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
         """For each doubt: did the effect happen, and its receipt if so. Makes no effects.
 
         A participant whose policy is to make such an effect again answers NOT_APPLIED where it can't know.
         """
+        return [(Evidence.UNKNOWN, None) for _ in doubts]
 
     def inventory(self) -> Iterator[Item]:
-        """Everything held, in no particular order."""
+        """Everything held, in no particular order. Nothing, if what was done can't be listed."""
+        return iter(())
 
     def close(self) -> None:
         """Let go of files and connections. Called once; effects already made stay."""
+        return
 
 
 @runtime_checkable
@@ -159,6 +180,14 @@ class Timed(Protocol):
 
     def wake(self) -> bool:
         """Do what is due by the database's clock. → whether there was any. Called about as often as `apply`."""
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """What a participant has beside `Participant` if scrub is to compare contents, and not keys alone."""
+
+    def digest(self, intent: Intent) -> str:
+        """What `Item.digest` is when the content of this put is held. Makes no effect; no lane is open."""
 
 
 @runtime_checkable

@@ -84,4 +84,4 @@ def doubts(conn: psycopg.Connection[Any], lane: Lane) -> list[Doubt]:
             "slot_high": lane.slots.high,
         },
     )
-    return [Doubt(Intent._make(row[:8]), row[8], row[9]) for row in rows]
+    return [Doubt(Intent._make(row[:8]), *row[8:]) for row in rows]

@@ -27,6 +27,17 @@ class Backoff:
         drawn = self._random.uniform(ceiling / 10, ceiling)
         return drawn if asked is None else max(asked, drawn)
 
+    @property
+    def text(self) -> str:
+        """As it travels in a header of an intent."""
+        return f"{self.first}/{self.limit}/{self.attempts}"
+
+    @classmethod
+    def read(cls, text: str) -> Backoff:
+        """The one whose `text` this is."""
+        first, limit, attempts = text.split("/")
+        return cls(float(first), float(limit), int(attempts))
+
 
 #: For a participant or a database that is down: the lane looks again soon, for ever.
 OUTAGE = Backoff(first=0.2, limit=15.0)

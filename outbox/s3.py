@@ -128,6 +128,13 @@ class S3Store:
             if not newest.deleted:
                 yield Blob(newest.digest, newest.size)
 
+    def strays(self) -> Iterator[str]:
+        """What lies among the objects and is no version of a blob, as keys from there. No reader ever sees it."""
+        for entry in self.bucket.list("objects/"):
+            match = _VERSION.fullmatch(entry.key)
+            if not match or not entry.key.startswith(f"objects/{match[1][:2]}/"):
+                yield entry.key.removeprefix("objects/")
+
     # ------------------------------------------------------------------------------------- the worker's
 
     def endpoint(self) -> Endpoint:

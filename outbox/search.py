@@ -43,6 +43,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Self, TypeVar
 
+from outbox import generation
 from outbox.document import LANGUAGES, TITLE, key_term, prefix, term
 from outbox.errors import NotReady, OutboxError, PayloadInvalid
 from outbox.quiet import reading
@@ -115,13 +116,18 @@ class Results(NamedTuple):
 
 
 def shards(directory: Path) -> list[Path]:
-    """The shards of an index, in order. Raises `NotReady` if there is no such directory."""
-    try:
-        with os.scandir(directory) as entries:
-            names = sorted(e.name for e in entries if _SHARD.fullmatch(e.name))
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    found = [directory / name for name in names if (directory / name / "iamglass").exists()]
+    """The shards of an index, in order: those of the generation in use. Raises `NotReady` if there is none."""
+    while True:
+        number = generation.current(directory)
+        place = generation.folder(directory, number)
+        try:
+            names = sorted(filter(_SHARD.fullmatch, os.listdir(place)))
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        found = [place / name for name in names if (place / name / "iamglass").exists()]
+        # One that is being removed is not whole, and there is a newer one by then.
+        if generation.current(directory) == number:
+            break
     if not found:
         raise NotReady(
             f"there is no index in {directory}: start its worker with `outbox up` or `outbox work index`, "
@@ -237,7 +243,7 @@ class Index:
 
     def _refresh(self) -> None:
         """Open what is new, and move on to the newest commit."""
-        identity = [(path, path.stat().st_ino) for path in shards(self._directory)]
+        identity = self._look()
         if identity == self._identity:
             self._database.reopen()
             # Files that were restored in place: Xapian goes by the revision, which can be the same.
@@ -250,6 +256,14 @@ class Index:
             database.add_database(shard)
         self._identity, self._shards, self._database = identity, opened, database
         self._uuids = [shard.get_uuid() for shard in opened]
+
+    def _look(self) -> list[tuple[Path, int]]:
+        while True:
+            try:
+                return [(path, path.stat().st_ino) for path in shards(self._directory)]
+            except FileNotFoundError:
+                # Moved away, or of a generation that has just been replaced.
+                continue
 
     def _forget(self) -> None:
         for shard in self._shards:

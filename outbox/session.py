@@ -212,8 +212,8 @@ class Outbox:
 
         None if it is still in progress. Raises `LookupError` when it is too long ago for Postgres to know.
         """
-        asked = sa.text("select pg_xact_status(cast(:xid as text)::xid8)")
-        status = session.execute(asked, {"xid": str(token.xid)}).scalar()
+        asked = sa.text("select outbox.fate(cast(:xid as text)::xid8, :id)")
+        status = session.execute(asked, {"xid": str(token.xid), "id": token.id}).scalar()
         if status is None:
             raise LookupError(f"transaction {token.xid} is too long ago for Postgres to know its outcome")
         return {"committed": True, "aborted": False}.get(str(status))
@@ -233,8 +233,8 @@ class Outbox:
         while True:
             with engine.connect() as connection:
                 reached = connection.execute(
-                    sa.text("select outbox.reached(cast(:xid as text)::xid8, :target)"),
-                    {"xid": str(token.xid), "target": target},
+                    sa.text("select outbox.reached(cast(:xid as text)::xid8, :target, :id)"),
+                    {"xid": str(token.xid), "target": target, "id": token.id},
                 ).scalar()
                 if reached is False and not connection.execute(_KNOWN, {"target": target}).scalar():
                     raise UnknownTarget(f"no participant {target!r} is registered: nothing will ever reach it")

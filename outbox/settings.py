@@ -17,8 +17,12 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_LMTP           lmtp://127.0.0.1:PORT or unix:/path: where `outbox work receipts` listens
     OUTBOX_POSTSUPER      the command postsuper, as this user may run it; for hold: only
     OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders
+    OUTBOX_RETENTION      how old a partition of the log gets before it goes, such as 30d; not set: nothing is dropped
+    OUTBOX_ARCHIVE        directory or s3://BUCKET/PREFIX where it is archived first, or none
     OUTBOX_TTL            seconds of a lane's lease
     OUTBOX_SAGAS          modules that define sagas: package.module[,…]
+    OUTBOX_SCRUB_EVERY    how often `outbox scrub --scheduled` scrubs each participant, such as 7d
+    OUTBOX_SCRUB_RATE     bytes of blobs, or else items, that such a scrub looks at in a second
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
     OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,…]
     OUTBOX_ACTOR_DATABASE what the workers of actors connect as, if not as the other workers
@@ -33,7 +37,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from outbox import span
 from outbox.errors import NotReady, StateVersion
+from outbox.span import parse
 
 STATE_FORMAT = 1
 """Layout of the state directory. A directory of another format is refused, never converted in silence."""
@@ -42,6 +48,12 @@ STATE_FILE = "state.json"
 
 INLINE_MOST = 45_000
 """Bytes that a payload of 64 KiB holds as base64, with room for a blob's name and type."""
+
+RETENTION_LEAST = 3600.0
+"""Seconds: ticks of the last hour are all kept, and restarts and retries fall into it."""
+
+NO_ARCHIVE = "none"
+"""As the archive's place: dropped without one."""
 
 Role = Literal["app", "worker", "operator", "saga", "actor", "admin"]
 
@@ -90,6 +102,16 @@ class Settings:
     blob_inline: int = 0
     #: Modules that define sagas.
     sagas: tuple[str, ...] = ()
+    #: Seconds after which the log's partitions are dropped; None: never.
+    retention: float | None = None
+    #: Directory or `s3://BUCKET/PREFIX` of their archives, or `none`; None if nothing says where.
+    archive: Path | str | None = None
+    #: Seconds between two scheduled scrubs of a participant; None: there is no schedule.
+    scrub_every: float | None = None
+    #: Bytes of blobs, or else items, that a scheduled scrub looks at in a second; None: as fast as it can.
+    scrub_rate: float | None = None
+    #: The state directory, where workers note what they have seen of the log; None if nothing names one.
+    state: Path | None = None
     #: Modules that declare actors.
     actors: tuple[str, ...] = ()
 
@@ -121,6 +143,7 @@ class Settings:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
         return cls(
             database=database,
+            state=directory if embedded or state or env.get("OUTBOX_STATE") else None,
             index=_path(env.get("OUTBOX_INDEX")) or (directory / "index" if embedded else None),
             blobs=_place(env.get("OUTBOX_BLOBS")) or (directory / "blobs" if embedded else None),
             smtp=env.get("OUTBOX_SMTP") or embedded.get("smtp") or "smtp://127.0.0.1:25",
@@ -134,7 +157,11 @@ class Settings:
             ttl=_seconds(env.get("OUTBOX_TTL") or "15"),
             s3_endpoint=env.get("OUTBOX_S3_ENDPOINT") or None,
             blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
+            retention=_retention(env.get("OUTBOX_RETENTION")),
+            archive=archive_place(env.get("OUTBOX_ARCHIVE")) or (directory / "archive" if embedded else None),
             sagas=_modules(env.get("OUTBOX_SAGAS", "")),
+            scrub_every=_every(env.get("OUTBOX_SCRUB_EVERY") or ""),
+            scrub_rate=_rate(env.get("OUTBOX_SCRUB_RATE") or ""),
             actors=_modules(env.get("OUTBOX_ACTORS", "")),
         )
 
@@ -173,10 +200,44 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _retention(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        value = span.parse(text)
+    except ValueError:
+        value = 0.0
+    if value < RETENTION_LEAST:
+        raise NotReady(f"OUTBOX_RETENTION={text!r} is not a span of time of an hour or more, such as 30d: correct it")
+    return value
+
+
+def archive_place(text: str | None) -> Path | str | None:
+    """Where archives go, as OUTBOX_ARCHIVE and `--archive` say it."""
+    return text if text == NO_ARCHIVE else _place(text)
+
+
 def _inline(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > INLINE_MOST:
         raise NotReady(f"OUTBOX_BLOB_INLINE={text!r} is not a number of bytes up to {INLINE_MOST:,}: correct it")
     return int(text)
+
+
+def _every(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise NotReady(f"OUTBOX_SCRUB_EVERY: {error}") from None
+
+
+def _rate(text: str) -> float | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise NotReady(f"OUTBOX_SCRUB_RATE={text!r} is not a whole number a second, such as 20000000: correct it")
+    return float(text)
 
 
 def _embedded_database(state: dict[str, Any], role: Role) -> str:

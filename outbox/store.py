@@ -44,6 +44,9 @@ class Store(Protocol):
     def inventory(self) -> Iterator[Blob]:
         """Every published blob, in order of digest's first byte."""
 
+    def strays(self) -> Iterator[str]:
+        """What lies among the published blobs and is none. No reader ever sees it."""
+
     def stages(self) -> Iterator[Stage]:
         """Everything staged, what is still being staged included."""
 

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from outbox import sql
-from outbox.errors import Fenced, NotThisLog
+from outbox import era, horizon, sql
+from outbox.errors import Fenced, NotThisLog, WentBack
 from outbox.failpoint import hit
 from outbox.position import Position
 
 CHANNEL = "outbox_tick"
 """The clock notifies on this channel after each tick with its number; nobody else does, but for operators."""
+
+HALTED = "halted"
+"""What is notified instead when nothing may go on in this era (`outbox.era`)."""
 
 DECIDED = "decided"
 """What is notified instead of a tick's number when an operator has decided about parked intents."""
@@ -62,10 +65,17 @@ class Tick(NamedTuple):
     #: Random; changes with each owner of the clock and about once a minute.
     nonce: str
     at: datetime
+    #: A bound on the ids of its era (`outbox.era`): all that is below is shown.
+    first: int
 
     @property
     def seen(self) -> Snapshot:
         return Snapshot.parse(self.snapshot)
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether no id was drawn yet: the first tick of a log, where a participant begins that holds nothing."""
+        return self.high == 0
 
 
 class Reading(NamedTuple):
@@ -117,32 +127,26 @@ def take(conn: psycopg.Connection[Any], epoch: int, low: int, nonce: str) -> Tic
     """
     row = conn.execute(sql.load("tick_take"), {"epoch": epoch, "low": low, "nonce": nonce}).fetchone()
     if row is None:
+        era.check(conn)
         raise Fenced("another clock has taken over: this one stops")
     hit("tick.taken")
-    return Tick(*row[:7])
+    return Tick(*row[:8])
 
 
 def latest(conn: psycopg.Connection[Any]) -> Tick:
     """The newest tick; there is always one."""
-    row = conn.execute(sql.load("tick_latest")).fetchone()
+    return _only(conn.execute(sql.load("tick_latest")).fetchone())
+
+
+def first(conn: psycopg.Connection[Any]) -> Tick:
+    """The oldest tick: where a participant begins that holds nothing."""
+    return _only(conn.execute(sql.load("tick_first")).fetchone())
+
+
+def _only(row: tuple[Any, ...] | None) -> Tick:
     if row is None:
         raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
     return Tick(*row)
-
-
-def check_history(conn: psycopg.Connection[Any]) -> None:
-    """Raise `NotThisLog` if the ticks were not taken by this server: the log was restored from a dump.
-
-    Transaction numbers mean nothing in another server. Going on would skip every intent that was not applied when
-    the dump was made, in silence.
-    """
-    row = conn.execute(sql.load("tick_history")).fetchone()
-    if row is None or not all(row):
-        raise NotThisLog(
-            "this log was restored from a dump, and its ticks mean nothing in this server. Nothing was skipped. "
-            "Restore a physical backup (pg_basebackup) instead; or, if all lanes had drained when the dump was made, "
-            "see docs/explanation/log-and-ticks.md"
-        )
 
 
 def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMEDY) -> Position:
@@ -150,26 +154,82 @@ def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMED
 
     If its tick was thinned, that is the nearest kept tick before it: some intents come again, which
     participants that keep their position take. Raises `NotThisLog` when the position comes from a history
-    that this database doesn't have: another database, one restored to an earlier time, or a standby that
-    had not received everything; its text ends with `remedy`.
+    that this database doesn't have: another database, or what was lost when this one was adopted; or when it is older
+    than the log goes back (`outbox.horizon`); its text ends with `remedy`. Raises `WentBack` when the log went back
+    and nobody has adopted it.
     """
-    identity = conn.execute("select log from outbox.identity").fetchone()
-    if identity is None or identity[0] != position.log:
-        raise _not_this_log(position, remedy, "another database's log")
-    around = [Tick(*row) for row in conn.execute(sql.load("tick_get"), {"id": position.tick})]
-    before = [tick for tick in around if tick.id <= position.tick]
-    after = [tick for tick in around if tick.id > position.tick]
-    if before and before[0].id == position.tick:
-        if before[0].nonce != position.nonce:
-            raise _not_this_log(position, remedy, "a history of this log that was restored to an earlier time")
-        if position.upto and not _exists(conn, position.upto):
-            return position._replace(upto=0, after=0)
-        return position
-    if not after:
-        raise _not_this_log(position, remedy, "a future that this log doesn't have: it was restored to an earlier time")
-    if not before or after[0].nonce != position.nonce:
-        raise _not_this_log(position, remedy, "a history of this log that was restored to an earlier time")
-    return Position(position.log, before[0].id, before[0].nonce)
+    if era.identity(conn) != position.log:
+        raise NotThisLog(
+            f"position {position} belongs to another database's log. Nothing was skipped. Either set OUTBOX_DATABASE "
+            f"to the database that it was fed from, or {remedy}"
+        )
+    horizon.check(conn, position, remedy)
+    before, after = _around(conn, position.tick)
+    if before is None or not _known(position, before, after):
+        raise _elsewhere(conn, position, remedy)
+    if before.id != position.tick:
+        return Position(position.log, before.id, before.nonce)
+    if position.upto and not _exists(conn, position.upto):
+        # Thinned, unless it lies in what the log lost: then the batch is not the one that it was.
+        if _around(conn, position.upto)[1] is None or _lost(conn, position.upto):
+            raise _elsewhere(conn, position, remedy)
+        return position._replace(upto=0, after=0)
+    return position
+
+
+def _around(conn: psycopg.Connection[Any], tick: int) -> tuple[Tick | None, Tick | None]:
+    """The nearest ticks that are there: this one or before, and after."""
+    found = [Tick(*row) for row in conn.execute(sql.load("tick_get"), {"id": tick})]
+    before = next((one for one in found if one.id <= tick), None)
+    return before, next((one for one in found if one.id > tick), None)
+
+
+def _known(position: Position, before: Tick, after: Tick | None) -> bool:
+    """Whether its tick is there with its nonce, or was thinned: the last one of each nonce never is."""
+    if before.id == position.tick:
+        return before.nonce == position.nonce
+    return after is not None and after.nonce == position.nonce
+
+
+def _lost(conn: psycopg.Connection[Any], tick: int) -> bool:
+    return conn.execute(sql.load("era_lost"), {"tick": tick}).fetchone() is not None
+
+
+def _elsewhere(conn: psycopg.Connection[Any], position: Position, remedy: str) -> NotThisLog:
+    """What to raise for a position that isn't of this history."""
+    newest = era.look(conn)
+    if newest.number > 1 and position.tick < newest.opened:
+        return NotThisLog(
+            f"position {position} is of a time that this log has lost: the database was restored to an earlier one "
+            f"(adopted {newest.at:%Y-%m-%d %H:%M %Z}, era {newest.number}). Nothing was skipped: {remedy}"
+        )
+    says = (
+        f"position {position} was seen, and this log doesn't have it: the log was restored to an earlier time, or the "
+        "position is from a copy of it that went on"
+    )
+    return WentBack(f"{says}. {era.REMEDY}", says)
+
+
+def reach(conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Tick:
+    """How far reading from `start` towards `end` can go in one batch: to the end of `start`'s era.
+
+    From an era's last tick that is the next era's first one, and nothing lies between the two. Raises `WentBack`
+    when `end` is before `start`. What the first tick doesn't show is all that another one does, of whichever era.
+    """
+    if end.id >= start.id and (end.first == start.first or start.shows_nothing):
+        return end
+    if end.id < start.id:
+        says = f"tick {start.id} was seen, and the log's last one is {end.id}: the log was restored to an earlier time"
+        raise WentBack(f"{says}. {era.REMEDY}", says)
+    # Xids of two servers can't be compared, so no batch goes from one era into another.
+    for row in conn.execute(sql.load("tick_reach"), {"id": start.id, "first": start.first}):
+        return Tick(*row)
+    raise NotThisLog(f"the end of tick {start.id}'s era is not in this log: restore outbox.tick and outbox.era")
+
+
+def same_place(start: Tick, end: Tick) -> bool:
+    """Whether nothing lies between them: an era's end, and the next one's start. `end` is what `reach` gave."""
+    return end.first != start.first and not start.shows_nothing
 
 
 def get(conn: psycopg.Connection[Any], tick: int) -> Tick:
@@ -182,10 +242,3 @@ def get(conn: psycopg.Connection[Any], tick: int) -> Tick:
 
 def _exists(conn: psycopg.Connection[Any], tick: int) -> bool:
     return conn.execute("select from outbox.tick where id = %s", (tick,)).fetchone() is not None
-
-
-def _not_this_log(position: Position, remedy: str, whose: str) -> NotThisLog:
-    return NotThisLog(
-        f"position {position} belongs to {whose}. Nothing was skipped. Either set OUTBOX_DATABASE to the database "
-        f"that it was fed from, or {remedy}"
-    )

@@ -76,7 +76,14 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             trail = audit.find(conn, intent=number)
             if intent is None:
                 assert log is not None  # noqa: S101 - a sequence always has its row
-                return _absent(number, log, holders, trail)
+                archived = cursor.execute(sql.load("archive_find"), {"id": number}).fetchone()
+                found = decision.find(conn, decision.Choice(ids=[number]))
+                if found:
+                    # A row of the base, which a participant that is rebuilt was given and could not apply.
+                    says, command = _parked(found[0], None, None, trail)
+                    says = f"{says} {_archive(archived)}"
+                    return Whereabouts(number, found[0]["reason"], says, command, parked=found[0], audit=trail)
+                return _absent(number, log, archived, holders, trail)
             wanted = {**intent, "limit": COUNT_LIMIT}
             lane = cursor.execute(sql.load("whereabouts_lane"), wanted).fetchone()
             found = decision.find(conn, decision.Choice(ids=[number]))
@@ -94,13 +101,17 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
 
 
 def _absent(
-    number: int, log: dict[str, Any], holders: list[dict[str, Any]], trail: list[dict[str, Any]]
+    number: int,
+    log: dict[str, Any],
+    archived: dict[str, Any] | None,
+    holders: list[dict[str, Any]],
+    trail: list[dict[str, Any]],
 ) -> Whereabouts:
     if number > log["last_id"] or number < 1:
         says = f"No intent has this id: the last one drawn is {log['last_id']}."
         return Whereabouts(number, "undrawn", says, "outbox status")
     if number < log["first_id"]:
-        says = f"It was passed by retention: the log begins with id {log['first_id']}."
+        says = f"It was passed by retention: the log begins with id {log['first_id']}. {_archive(archived)}"
         return Whereabouts(number, "dropped", says, audit=trail)
     if holders:
         first = holders[0]
@@ -112,6 +123,12 @@ def _absent(
         return Whereabouts(number, "open", says, "outbox status")
     says = "It was rolled back: its id was drawn, and its transaction has ended without a commit."
     return Whereabouts(number, "rolled_back", says)
+
+
+def _archive(archived: dict[str, Any] | None) -> str:
+    if archived is None or not archived["name"]:
+        return "It was not archived."
+    return f"If it was committed, it is in the archive {archived['name']} in {archived['place']}."
 
 
 def _unparked(

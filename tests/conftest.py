@@ -12,9 +12,12 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.lanes",
     "tests.fixtures.mail",
     "tests.fixtures.postgres",
+    "tests.fixtures.elsewhere",
     "tests.fixtures.sagas",
     "tests.fixtures.proxy",
+    "tests.fixtures.scrub",
     "tests.fixtures.site",
+    "tests.fixtures.retention",
     "tests.fixtures.s3",
     "tests.fixtures.tls",
     "tests.fixtures.failpoints",
@@ -24,6 +27,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.hostile",
     "tests.fixtures.pgbouncer",
     "tests.fixtures.zombie",
+    "tests.fixtures.rebuild",
     "tests.fixtures.actors",
 ]
 

@@ -40,6 +40,8 @@ class Attempts:
         self._participant = participant
         #: Of the last batch: intent → what earlier attempts left behind. Those closed already are not in it.
         self._known: dict[int, dict[str, Any]] = {}
+        #: Whether the last batch reached the participant in pieces: then none of them brought the position.
+        self.halved = False
 
     def make(self, batch: Sequence[Intent], position: Position | None) -> list[Outcome]:
         """The outcomes of `batch`; fewer if the participant went down in the middle.
@@ -47,6 +49,7 @@ class Attempts:
         Raises `Unavailable` if it was down from the start, or before what it had prepared was released; then nothing
         counts as tried, and what is known already is recorded.
         """
+        self.halved = False
         if not self._participant.records_attempts:
             return self._isolate(batch, position)
         self._known = receipt.opened(self._conn, self._lane, [intent.id for intent in batch])
@@ -157,6 +160,7 @@ class Attempts:
             if len(batch) == 1:
                 return [_judge(error)]
             logger.warning("%s: %s in a batch of %d: halved", self._lane, type(error).__name__, len(batch))
+        self.halved = True
         half = len(batch) // 2
         outcomes = self._isolate(batch[:half], None)
         if len(outcomes) < half:
@@ -187,4 +191,5 @@ def _judge(error: Exception) -> Outcome:
         # Where, but not the message: it may quote the payload.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         logger.error("an intent raised %s at %s:%s", type(error).__name__, frame.filename, frame.lineno)
-    return Outcome(Verdict.RETRY, error=text, retry_after=getattr(error, "retry_after", None))
+    wish, untouched = getattr(error, "retry_after", None), getattr(error, "untouched", False)
+    return Outcome(Verdict.RETRY, error=text, retry_after=wish, untouched=untouched)

@@ -84,7 +84,7 @@ class BlobParticipant:
     def open(self, lane: LaneView) -> None:
         """Take the lane's fence. Raises `Fenced` if a newer owner has it, `Unavailable` without a store."""
         with _trouble():
-            self._publisher = _publisher(self.store, lane)
+            self._publisher = publisher(self.store, lane)
         hit("blob.opened")
         self._epoch = lane.epoch
 
@@ -115,7 +115,7 @@ class BlobParticipant:
         hit("blob.published")
         for intent in batch:
             if intent.action == "put" and outcomes[intent.id] is APPLIED:
-                content = _content(intent)
+                content = content_of(intent)
                 if isinstance(content, Staged):
                     self._stages[intent.id] = content.stage
         return [outcomes[intent.id] for intent in batch]
@@ -135,7 +135,7 @@ class BlobParticipant:
     def _look(self, intent: Intent) -> Evidence:
         try:
             check_digest(intent.key)
-            wanted = None if intent.action == "delete" else _content(intent).size
+            wanted = None if intent.action == "delete" else content_of(intent).size
         except Permanent:
             return Evidence.NOT_APPLIED  # it can't be applied, and never was
         return Evidence.APPLIED if self.store.size(intent.key) == wanted else Evidence.NOT_APPLIED
@@ -152,7 +152,7 @@ class BlobParticipant:
             self._publisher = None
 
 
-def _publisher(store: Store, lane: LaneView) -> Publisher:
+def publisher(store: Store, lane: LaneView) -> Publisher:
     if isinstance(store, BlobStore):
         return DirectoryPublisher(store, lane)
     from outbox.s3 import S3Store  # noqa: PLC0415 - boto3 is loaded only where it is used
@@ -175,7 +175,7 @@ def _one(publication: Publication, intent: Intent, epoch: int) -> Outcome:
     """Apply one intent; durable with its batch."""
     try:
         if intent.action == "put":
-            publication.put(_content(intent))
+            publication.put(content_of(intent))
         elif intent.action == "delete":
             check_digest(intent.key)
             publication.delete(intent.key, epoch=epoch, id=intent.id)
@@ -186,7 +186,7 @@ def _one(publication: Publication, intent: Intent, epoch: int) -> Outcome:
     return APPLIED
 
 
-def _content(intent: Intent) -> Staged | Inline:
+def content_of(intent: Intent) -> Staged | Inline:
     """What a put publishes. Raises `Permanent` when the payload doesn't say it."""
     payload = intent.payload
     if isinstance(payload, dict):

@@ -5,7 +5,7 @@ milliseconds while there is traffic, and less often when there was none for a wh
 one that ever notifies. No tick, no progress: `outbox status` shows the age of the last one.
 
 A second thread keeps house on a connection of its own, so that it never delays a tick: partitions ahead,
-old ticks and positions thinned, staged blobs of ended transactions swept.
+old ticks and positions thinned, staged blobs of ended transactions swept, old partitions archived and dropped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 import psycopg
 
-from outbox import sql, tick
+from outbox import era, retention, sql, tick
 from outbox.database import connect
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
 from outbox.lane import Lane
+from outbox.position import Position
 from outbox.settings import Settings
 from outbox.store import Store, open_store
 from outbox.tick import new_nonce
@@ -39,10 +40,13 @@ QUIET = 30.0
 """Seconds without a tick after which the clock looks less often."""
 
 NONCE_EVERY = 60.0
-"""Seconds that ticks share a nonce. The last tick of each nonce is kept for ever: this bounds how many."""
+"""Seconds that ticks share a nonce. The last tick of each nonce is kept up to the horizon: this bounds how many."""
 
 HOUSE_EVERY = 5.0
 """Seconds between rounds of housekeeping."""
+
+RETENTION_EVERY = 600.0
+"""Seconds between looks whether a part of the log is old enough to go."""
 
 TICK_AGE = "1 hour"
 """Ticks younger than this are all kept."""
@@ -57,7 +61,8 @@ class Clock:
     def __init__(self, conn: psycopg.Connection[Any], lane: Lane) -> None:
         self.conn = conn
         self.lane = lane
-        tick.check_history(conn)
+        era.check(conn)
+        self._log = era.identity(conn)
         self._nonce = new_nonce()
         self._nonce_at = self._tick_at = time.monotonic()
         self._frontier: int | None = None
@@ -87,19 +92,31 @@ class Clock:
         return True
 
     @property
+    def position(self) -> Position:
+        """The newest tick."""
+        return Position(self._log, self._last.id, self._last.nonce)
+
+    @property
     def pause(self) -> float:
         """Seconds until the next look."""
         return BUSY if time.monotonic() - self._tick_at < QUIET else IDLE
 
 
 class Housekeeping:
-    """A thread that does a round every few seconds until `stop` is set."""
+    """A thread that does a round every few seconds until `stop` is set, while this process is the clock.
+
+    Not before: in a copy of the database, whose transactions are not those of the staged files, it would remove what
+    the original needs.
+    """
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings = settings
         self._store: Store | None = None
         self._sweep_at = 0.0
+        self._retain_at = 0.0
         self._stop = stop
+        #: Set while this process is the clock.
+        self.allowed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -111,9 +128,12 @@ class Housekeeping:
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
         while not self._stop.wait(HOUSE_EVERY):
+            if not self.allowed.is_set():
+                continue
             try:
                 conn = conn or connect(self._settings.database, name="housekeeping", check=False)
                 keep_house(conn, self._blobs())
+                self._retain(conn)
             except (psycopg.Error, OSError, OutboxError) as error:
                 ours = isinstance(error, OutboxError)
                 log.warning("housekeeping put off: %s", error if ours else type(error).__name__)
@@ -122,6 +142,13 @@ class Housekeeping:
                 conn = None
         if conn is not None:
             conn.close()
+
+    def _retain(self, conn: psycopg.Connection[Any]) -> None:
+        if time.monotonic() < self._retain_at:
+            return
+        self._retain_at = time.monotonic() + RETENTION_EVERY
+        for gone in retention.keep(conn, self._settings):
+            log.info("the partition %s is archived and dropped: the log begins with id %d", gone.name, gone.until)
 
     def _blobs(self) -> Store | None:
         """The store, when a sweep is due. None where blobs are on another machine."""

@@ -10,6 +10,7 @@ of a step is armed with its action, or neither is.
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,18 +19,27 @@ from uuid import UUID, uuid5
 import psycopg
 
 from outbox import sql
-from outbox.errors import Permanent
+from outbox.errors import Permanent, SagaRefused
 from outbox.intent import Intent, payload_text
 from outbox.log import append_parameters
 from outbox.participant import APPLIED, Outcome, Verdict
 from outbox.saga import locks, machine, states, store
-from outbox.saga.plan import Act, Node
+from outbox.saga.plan import Act, Kind, Node
 from outbox.saga.registry import Definitions
 from outbox.saga.states import ENDED, SagaState, StepState
-from outbox.saga.store import Note, Record, Timer, Unreadable
+from outbox.saga.store import Early, Note, Record, Timer, Unreadable
+from workers.reporter import RETRY
 from workers.stepwork import Came, Stepwork
 
+logger = logging.getLogger("outbox.saga")
+
 _BLOCKED = Outcome(Verdict.BLOCKED)
+
+_TOLD = frozenset({StepState.RECALLED, StepState.UNDOING, StepState.UNDONE, StepState.STUCK})
+"""States that a saga's record tells of: its step's row keeps but one."""
+
+DEADLINE = "*"
+"""Where a timer names its step, that of the whole saga: no step is called so."""
 
 
 class _Append(NamedTuple):
@@ -49,15 +59,21 @@ class Drive:
         self._work = work
         self._sagas: dict[UUID, Record | Unreadable] = {}
         self._appends: list[_Append] = []
+        #: What came before the start of its saga.
+        self._early: dict[UUID, list[Early]] = {}
+        #: Sagas that have taken it along.
+        self._taken: list[UUID] = []
 
     def run(self, batch: Sequence[Intent]) -> list[Outcome]:
         """Carry out a batch. → what became of each of its intents."""
-        ids = [saga for saga in {_id(intent) for intent in batch} if saga is not None]
-        self._sagas = store.load(self._conn, ids, self._definitions)
+        ids = {key: _id(key) for key in {intent.key for intent in batch}}
+        self._sagas = store.load(self._conn, [saga for saga in ids.values() if saga is not None], self._definitions)
+        begun = {ids[intent.key] for intent in batch if intent.action == "start"}
+        self._early = store.early(self._conn, [saga for saga in begun if saga is not None and saga not in self._sagas])
         failed: set[str] = set()
         outcomes = []
         for intent in batch:
-            outcome = _BLOCKED if intent.key in failed else self._take(intent)
+            outcome = _BLOCKED if intent.key in failed else self._take(intent, ids[intent.key])
             if outcome is not APPLIED:
                 failed.add(intent.key)
             outcomes.append(outcome)
@@ -68,7 +84,12 @@ class Drive:
         records = [one for one in self._sagas.values() if isinstance(one, Record)]
         freed = [r for r in records if r.definition.locks is not None and r.touched and r.state.state in ENDED]
         for record in records:
-            if record.touched and record.parent is not None and record.state.state in ENDED:
+            if not record.touched or record.state.state not in ENDED:
+                continue
+            if record.definition.deadline is not None:
+                record.timers = [timer for timer in record.timers if timer.step != DEADLINE]
+                record.quiet.append(DEADLINE)
+            if record.parent is not None:
                 self._appends.append(_Append(_report(record)))
         if self._appends:
             rows = self._conn.execute(sql.load("log_append"), append_parameters([a.intent for a in self._appends]))
@@ -76,13 +97,13 @@ class Drive:
                 if append.record is not None:
                     append.record.intents[append.step] = number
         store.save(self._conn, records)
+        store.keep(self._conn, self._early, self._taken)
         if freed:
             locks.release(self._conn, [record.id for record in freed])
 
     # ------------------------------------------------------------------------------------- one intent
 
-    def _take(self, intent: Intent) -> Outcome:
-        saga = _id(intent)
+    def _take(self, intent: Intent, saga: UUID | None) -> Outcome:
         found = None if saga is None else self._sagas.get(saga)
         if isinstance(found, Unreadable):
             # Another engine may know it, or the next deployment: it waits like anything that fails.
@@ -95,8 +116,10 @@ class Drive:
                     self._start(saga, intent, intent.payload) if found is None else self._again(found, intent.payload)
                 )
             if found is not None:
-                self._event(found, intent, intent.payload)
-            elif intent.action not in ("outcome", "timer", "granted"):
+                self._event(found, intent.action, intent.payload)
+            elif intent.action in ("signal", "cancel"):
+                self._keep(saga, intent)
+            elif intent.action not in ("outcome", "timer", "granted", "decided"):
                 raise Permanent("there is no saga of this id: it was never started, or is removed")  # noqa: TRY301
         except Permanent as error:
             return Outcome(Verdict.POISON, error=str(error))
@@ -113,17 +136,39 @@ class Drive:
                 error=f"saga {name!r} version {version} is not deployed here: name its module in OUTBOX_SAGAS",
             )
         record = store.blank(definition, saga, payload_text(payload["input"]))
+        try:
+            record.given = definition.read(payload["input"])
+        except SagaRefused as error:
+            # The application may be ahead of the engine: the next deployment can read it.
+            return Outcome(Verdict.RETRY, error=str(error))
         record.key = payload.get("key")
         if payload.get("parent"):
             record.parent, record.parent_intent = UUID(payload["parent"]), intent.id
         self._sagas[saga] = record
         record.touched = True
+        if kept := self._early.pop(saga, None):
+            self._taken.append(saga)
+            for early in kept:
+                self._event(record, early.action, json.loads(early.body))
+        if record.state.state is not SagaState.WAITING:
+            return APPLIED  # it was cancelled before it began
         event: states.Event | None = states.Started()
         if definition.locks is not None:
             event = self._lock(record)
+        if definition.deadline is not None:
+            record.timers.append(Timer(DEADLINE, "timeout", 0, 0, definition.deadline))
         if event is not None:
             self._pump(record, event)
         return APPLIED
+
+    def _keep(self, saga: UUID, intent: Intent) -> None:
+        """Keep what came before the start of its saga: its transaction may have committed first, or said it first."""
+        payload = intent.payload
+        if intent.action == "signal":
+            _checked(payload)
+        _ = payload.get("who")
+        self._early.setdefault(saga, []).append(Early(intent.id, intent.action, payload_text(payload)))
+        logger.warning("a %s came for saga %s, which has not started: kept until it does", intent.action, saga)
 
     @staticmethod
     def _again(record: Record, payload: dict[str, Any]) -> Outcome:
@@ -155,8 +200,8 @@ class Drive:
         record.notes.append(Note(None, "waits for its locks"))
         return None
 
-    def _event(self, record: Record, intent: Intent, payload: dict[str, Any]) -> None:
-        match intent.action:
+    def _event(self, record: Record, action: str, payload: dict[str, Any]) -> None:
+        match action:
             case "outcome":
                 self._outcome(record, payload)
             case "timer":
@@ -170,9 +215,11 @@ class Drive:
                 record.notes.append(Note(None, "cancel", reason, str(payload.get("who") or "")))
                 self._pump(record, states.Cancelled(reason))
             case "retry" | "skip" | "resolve":
-                self._asked(record, intent.action, payload)
+                self._asked(record, action, payload)
+            case "decided":
+                self._decided(record, payload)
             case _:
-                raise Permanent(f"the engine knows no action {intent.action!r}: skip this intent")
+                raise Permanent(f"the engine knows no action {action!r}: skip this intent")
 
     def _outcome(self, record: Record, payload: dict[str, Any]) -> None:
         if payload["intent"] not in record.intents:
@@ -187,17 +234,43 @@ class Drive:
             record.kept.append(payload["intent"])
         self._pump(record, states.Outcome(n, one.round, one.tries, verdict, error))
 
+    def _decided(self, record: Record, payload: dict[str, Any]) -> None:
+        """An operator has decided about a parked intent: what became of it, or only that it is tried again."""
+        if payload["intent"] not in record.intents:
+            return  # of an earlier round
+        n, decision = record.intents.index(payload["intent"]), str(payload["decision"])
+        node, one = record.definition.plan.nodes[n], record.state.steps[n]
+        text, who = str(payload.get("reason") or ""), str(payload.get("who") or "")
+        record.notes.append(Note(node.name, f"parked: {decision.replace('_', ' ')}", text, who))
+        record.touched = True
+        if decision == "applied":
+            if one.state is StepState.RECALLED:
+                record.kept.append(payload["intent"])
+            self._pump(record, states.Outcome(n, one.round, one.tries, states.Verdict.APPLIED))
+        elif decision == "skip":
+            verdict = states.Verdict.UNKNOWN if payload.get("doubtful") else states.Verdict.FAILED
+            if one.state is StepState.UNDOING or node.kind is Kind.RETRIABLE:
+                verdict = states.Verdict.SKIPPED
+            self._pump(record, states.Outcome(n, one.round, one.tries, verdict, "skipped by an operator"))
+
     def _timer(self, record: Record, payload: dict[str, Any]) -> None:
         if not payload["step"]:
             if record.state.state is SagaState.WAITING:
                 self._pump(record, states.Cancelled("its locks were not free in time"))
             return
+        if payload["step"] == DEADLINE:
+            if record.state.state not in ENDED:
+                self._pump(record, states.Cancelled("its deadline has passed"))
+            return
         n = record.definition.plan.number[payload["step"]]
+        if payload["what"] == "retry" and record.intents[n] is not None:
+            return  # read again: its try is under way, and another one would be a second effect
         if payload["what"] == "timeout" and record.definition.plan.nodes[n].act is not Act.DELAY:
             record.notes.append(Note(payload["step"], "timeout"))
         self._pump(record, states.Rang(n, payload["what"], payload["round"], payload["tries"]))
 
     def _signal(self, record: Record, payload: dict[str, Any]) -> None:
+        _checked(payload)
         plan, name = record.definition.plan, str(payload["name"])
         accepted = payload.get("accepted", True) is True
         record.notes.append(Note(name, "signal" if accepted else "refusal", who=str(payload.get("who") or "")))
@@ -234,6 +307,8 @@ class Drive:
                         record.changed.add(n)
                         if _stopped(plan.nodes[n], was, now):
                             record.quiet.append(plan.nodes[n].name)
+                        if now.state is not was.state and _tells(plan.nodes[n], now.state):
+                            record.notes.append(Note(plan.nodes[n].name, now.state.value))
             for command in commands:
                 event = self._carry_out(record, command)
                 if event is not None:
@@ -255,6 +330,9 @@ class Drive:
                 seconds = node.timeout if what == "timeout" else node.retry.wait(one.tries)
                 assert seconds is not None  # noqa: S101 - a timeout is asked for where there is one
                 record.timers.append(Timer(node.name, what, one.round, one.tries, seconds))
+                if what == "retry":
+                    record.intents[n] = None  # it has failed: from now on there is none, until the timer rings
+                    record.changed.add(n)
             case states.Refused(reason):
                 record.notes.append(Note(None, "refused", reason))
         return None
@@ -276,10 +354,13 @@ class Drive:
             return self._came(record, n, came)
         if act is Act.CHILD:
             child = self._child(record, n)
-            intent = Intent.make("saga", "start", str(child), {**came.result, "parent": str(record.id)})
+            try:
+                intent = Intent.make("saga", "start", str(child), {**came.result, "parent": str(record.id)})
+            except Permanent as error:
+                return self._came(record, n, Came(states.Verdict.FAILED, error=str(error)))
             record.results[n] = {"saga": str(child)}
         else:
-            intent = came.result.intent._replace(saga=record.id)
+            intent = _of_step(came.result.intent, record, node, undo=undo)
             if not undo:
                 record.results[n] = came.result.result
         self._appends.append(_Append(intent, record, n))
@@ -317,10 +398,30 @@ class Drive:
         return None
 
 
+def _of_step(intent: Intent, record: Record, node: Node, *, undo: bool) -> Intent:
+    """The intent of a step, as it goes into the log: it says how often it is tried, if the step does."""
+    headers = intent.headers
+    if node.patience is not None and not undo:
+        said = {} if headers is None else json.loads(headers)
+        headers = json.dumps({**said, RETRY: node.patience.backoff.text})
+    return intent._replace(saga=record.id, headers=headers)
+
+
+def _checked(payload: dict[str, Any]) -> None:
+    """Whether a signal is one. Raises `Permanent`, `KeyError`; what can't be stored would fail the whole batch."""
+    _ = payload["name"]
+    payload_text(payload.get("payload"))
+
+
 def _waits(record: Record, n: int, name: str) -> bool:
     """Whether a signal is the first that its step gets."""
     came = {name, f"-{name}"} & record.state.signals
     return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
+
+
+def _tells(node: Node, state: StepState) -> bool:
+    """Whether people want to know: of a wait that is undone there is nothing to tell."""
+    return state in _TOLD and not (state is StepState.UNDONE and node.undo is None)
 
 
 def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
@@ -329,9 +430,9 @@ def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
     return timed and was.state is StepState.RUNNING and now.state is not StepState.RUNNING
 
 
-def _id(intent: Intent) -> UUID | None:
+def _id(key: str) -> UUID | None:
     try:
-        return UUID(intent.key)
+        return UUID(key)
     except ValueError:
         return None
 

@@ -12,6 +12,8 @@ Raises `Fenced` when the lane has a new owner, `psycopg.OperationalError` when t
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +27,7 @@ from outbox.database import connect
 from outbox.errors import Fenced
 from outbox.failpoint import hit
 from outbox.intent import Intent
+from outbox.log import no_collection
 from outbox.participant import Doubt, Evidence, Item, LaneView, Outcome
 from outbox.position import Position
 from outbox.saga import store
@@ -32,6 +35,14 @@ from outbox.saga.registry import Definitions
 from outbox.settings import Settings
 from workers.drive import Drive
 from workers.stepwork import Stepwork
+
+logger = logging.getLogger("outbox.saga")
+
+EARLY_KEPT = 30 * 86400.0
+"""Seconds that a signal waits for a saga that doesn't start."""
+
+EXPIRE_EVERY = 3600.0
+"""Seconds between looks at what has waited so long."""
 
 WAKE_LIMIT = 1000
 """Timers that ring in one transaction."""
@@ -51,6 +62,7 @@ class Engine:
         self._lane: LaneView
         self._connection: sa.Connection | None = None
         self._work: Stepwork
+        self._expired_at = -EXPIRE_EVERY
 
     def open(self, lane: LaneView) -> None:
         self._lane = lane
@@ -94,7 +106,7 @@ class Engine:
         return None
 
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:  # noqa: ARG002 - kept by the lane
-        with self._transaction() as driver:
+        with no_collection(), self._transaction() as driver:
             outcomes = Drive(driver, self._definitions, self._work).run(batch)
             hit("saga.written")
         hit("saga.committed")
@@ -106,7 +118,18 @@ class Engine:
         driver: Any = self._connection.connection.dbapi_connection
         found = driver.execute(sql.load("saga_wake"), {**self._me, "limit": WAKE_LIMIT}).rowcount
         driver.commit()
+        if time.monotonic() - self._expired_at > EXPIRE_EVERY:
+            self._expire(driver)
         return bool(found)
+
+    def _expire(self, driver: psycopg.Connection[Any]) -> None:
+        """Forget signals that have waited too long for their saga."""
+        self._expired_at = time.monotonic()
+        for saga, action in driver.execute(sql.load("saga_early_expire"), {"seconds": EARLY_KEPT, "limit": WAKE_LIMIT}):
+            logger.warning(
+                "a %s waited %d days for saga %s, which never started: dropped", action, EARLY_KEPT // 86400, saga
+            )
+        driver.commit()
 
     def known(self, receipts: Mapping[int, dict[str, Any]]) -> None:
         """Attempts are not recorded: a transaction is committed or not."""

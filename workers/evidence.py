@@ -56,6 +56,9 @@ class Finding(NamedTuple):
 class MailEvidence(Protocol):
     """A way to find out what a mail server has taken."""
 
+    #: Whether what was taken is found for as long as the server keeps it, whatever our database has forgotten.
+    lasting: bool
+
     def check(self) -> None:
         """Raise `Unavailable` if nothing could be found out."""
 
@@ -94,6 +97,8 @@ def evidence_for(setting: str, settings: Settings | None = None) -> MailEvidence
 class NoEvidence:
     """A server that can't be asked, such as a remote relay: the message's policy decides."""
 
+    lasting = False
+
     def check(self) -> None:
         """Nothing is promised."""
 
@@ -107,6 +112,8 @@ class NoEvidence:
 
 class MaildirEvidence:
     """The Maildir of the embedded server. A message deleted from it within the minute of its arrival is missed."""
+
+    lasting = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,6 +159,8 @@ class PostfixEvidence:
     removed. Then, and whenever the log doesn't reach back to the attempt, the finding is UNKNOWN.
     """
 
+    lasting = True
+
     def __init__(self, config_directory: Path, *, log: Path | None = None, settle: float = 5.0) -> None:
         self.config_directory = config_directory
         #: Seconds after which what a dead connection had handed over is in the queue or never will be.
@@ -180,7 +189,7 @@ class PostfixEvidence:
 
     def _look_into_queue(self, sent: Sent) -> bool:
         try:
-            listed = self._run("postqueue", "-c", str(self.config_directory), "-j")
+            listed = self.run("postqueue", "-c", str(self.config_directory), "-j")
             for line in listed.splitlines():
                 message = json.loads(line)
                 _note(sent, _SENDER.match(message["sender"].encode()), [message["queue_id"]])
@@ -193,7 +202,7 @@ class PostfixEvidence:
         """→ whether the log reaches back to `since`."""
         oldest: datetime | None = None
         try:
-            log = self._log or self._find_log()
+            log = self._log or self.find_log()
             # Newest first: a file that is renamed in between is read twice, never missed.
             for path in (log, log.with_name(log.name + ".1")):
                 if path != log and not path.exists():
@@ -212,7 +221,7 @@ class PostfixEvidence:
     def check(self) -> None:
         """Raise `Unavailable` when nothing could be decided: better known before a mail is sent than after."""
         try:
-            with open(self._log or self._find_log(), "rb"):
+            with open(self._log or self.find_log(), "rb"):
                 pass
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(
@@ -221,13 +230,15 @@ class PostfixEvidence:
                 "OUTBOX_MAIL_EVIDENCE=none"
             ) from error
 
-    def _find_log(self) -> Path:
-        configured = self._run("postconf", "-c", str(self.config_directory), "-h", "maillog_file").strip()
+    def find_log(self) -> Path:
+        """Where Postfix logs. Raises OSError, `subprocess.SubprocessError`."""
+        configured = self.run("postconf", "-c", str(self.config_directory), "-h", "maillog_file").strip()
         self._log = Path(configured or "/var/log/mail.log")
         return self._log
 
     @staticmethod
-    def _run(*command: str) -> str:
+    def run(*command: str) -> str:
+        """What one of Postfix's tools prints. Raises OSError, `subprocess.SubprocessError`."""
         # Debian keeps these in /usr/sbin, which the PATH of an ordinary user lacks.
         environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin", "LC_ALL": "C"}
         return subprocess.run(

@@ -148,17 +148,17 @@ class HeldMailParticipant(MailParticipant):
         return super()._resolve(envelope, progress)
 
     def _verdict(
-        self, envelope: Envelope, progress: Progress, finding: Finding
+        self, envelope: Envelope, progress: Progress, finding: Finding, adopted: bool = False
     ) -> tuple[Evidence, dict[str, Any] | None]:
         """Adopt copies, but none for a recipient that another copy is for: that one is surplus."""
         self._copied.add(envelope.token)
-        taken, adopted = set(progress.accepted), dict[str, str]()
+        taken, mine = set(progress.accepted), dict[str, str]()
         for part in sorted(finding.sent, key=lambda part: -len(list(envelope.numbers(part)))):
             numbers = set(envelope.numbers(part))
             if not taken & numbers:
                 taken |= numbers
-                adopted[part] = finding.sent[part]
-        return super()._verdict(envelope, progress, finding._replace(sent=adopted))
+                mine[part] = finding.sent[part]
+        return super()._verdict(envelope, progress, finding._replace(sent=mine), adopted)
 
 
 def _token(intent: Intent) -> str:

@@ -57,6 +57,9 @@ Copies = dict[str, list[str]]
 class HoldQueue:
     """The HOLD queue of one Postfix on this machine. Also the evidence of what was prepared (`MailEvidence`)."""
 
+    #: What was released is not on hold any more, and that it was prepared is on record in the database.
+    lasting = False
+
     def __init__(self, config_directory: Path, postsuper: str = "postsuper", *, settle: float = 1.0) -> None:
         """`postsuper` is the command as one would type it, without options."""
         self.config_directory = config_directory

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from outbox.document import TITLE, Content, key_term, term
-from outbox.errors import Permanent
+from outbox import generation
+from outbox.document import LANGUAGES, TITLE, Content, key_term, term
+from outbox.errors import NotThisLane, Permanent
 from outbox.intent import Intent
 from outbox.participant import APPLIED, Doubt, Evidence, Item, LaneView, Outcome, Verdict
 from outbox.position import Position
 from outbox.search import shards
-from workers.shard import POSITION, Shard, inventory, xapian
+from workers.shard import POSITION, Shard, inventory, new_generator, xapian
 
 TITLE_WEIGHT = 3
 """A word in the title counts like so many in the text."""
@@ -48,9 +50,10 @@ class IndexParticipant:
     records_attempts = False
     keeps_position = True
 
-    def __init__(self, directory: Path) -> None:
-        """`directory` is the index's, that of all shards."""
+    def __init__(self, directory: Path, *, serves: bool = True) -> None:
+        """`directory` is the index's, that of all shards. `serves`: what is opened may be searched."""
         self._directory = directory
+        self._serves = serves
         self._opened: Shard | None = None
 
     @property
@@ -67,8 +70,19 @@ class IndexParticipant:
     def open(self, lane: LaneView) -> None:
         """Open the lane's shard, or make it. May be called again. Raises `Unavailable`, `Fenced`, `NotThisLane`."""
         self.close()
-        self._opened = Shard(self._directory / f"{lane.lane:02d}", lane.epoch, lane.slots)
+        newest = generation.current(self._directory)
+        if newest > lane.generation:
+            raise NotThisLane(
+                f"the index in {self._directory} is of generation {newest}, and this database knows {lane.generation}: "
+                "it is another database, or was restored to an earlier time. Nothing was changed. Either set "
+                "OUTBOX_DATABASE to the one that the index was fed from, or run `outbox resilver index`"
+            )
+        place = generation.folder(self._directory, lane.generation)
+        self._opened = Shard(place / f"{lane.lane:02d}", lane.epoch, lane.slots, format_of_documents())
         self._opened.database()
+        if self._serves and newest < lane.generation:
+            # Who built it died before it could say so; or all of the index was lost, and is filled again.
+            generation.ready(self._directory, lane.generation)
 
     def position(self) -> Position | None:
         """How far the shard is; None for a new one. Raises `Unavailable`, `Fenced`."""
@@ -89,7 +103,7 @@ class IndexParticipant:
         if last or position is not None:
             shard = self._shard
             with shard.transaction() as db:
-                _write(shard, db, last)
+                write(shard, db, last)
                 if position is not None:
                     db.set_metadata(POSITION, str(position))
         return outcomes
@@ -115,7 +129,7 @@ class IndexParticipant:
             self._opened.drop()
 
 
-class _Put(NamedTuple):
+class Put(NamedTuple):
     """A document that is ready to be written: only the disk can fail it."""
 
     content: Content
@@ -125,17 +139,17 @@ class _Put(NamedTuple):
     terms: list[str]
 
 
-def _plan(batch: Sequence[Intent]) -> tuple[list[Outcome], dict[str, _Put | None]]:
+def _plan(batch: Sequence[Intent]) -> tuple[list[Outcome], dict[str, Put | None]]:
     """→ what becomes of each intent, and key → what to write in the end (None: delete)."""
     outcomes: list[Outcome] = []
-    last: dict[str, _Put | None] = {}
+    last: dict[str, Put | None] = {}
     failed: set[str] = set()
     for intent in batch:
         if intent.key in failed:
             outcomes.append(BLOCKED)
             continue
         try:
-            last[intent.key] = _ready(intent)
+            last[intent.key] = ready(intent)
         except Permanent as error:
             failed.add(intent.key)
             outcomes.append(Outcome(Verdict.POISON, error=str(error)))
@@ -144,7 +158,7 @@ def _plan(batch: Sequence[Intent]) -> tuple[list[Outcome], dict[str, _Put | None
     return outcomes, last
 
 
-def _ready(intent: Intent) -> _Put | None:
+def ready(intent: Intent) -> Put | None:
     """Everything about an intent that can fail because of it. Raises `Permanent`."""
     if intent.action == "delete":
         return None
@@ -169,10 +183,10 @@ def _ready(intent: Intent) -> _Put | None:
         raise Permanent(
             f"the payload can't be stored ({type(error).__name__}): correct what writes it, then skip this intent"
         ) from error
-    return _Put(content, record, terms)
+    return Put(content, record, terms)
 
 
-def _write(shard: Shard, db: Any, last: dict[str, _Put | None]) -> None:
+def write(shard: Shard, db: Any, last: dict[str, Put | None]) -> None:
     """Inside a transaction, write what is left of a batch."""
     fields = shard.fields
     for key, put in last.items():
@@ -181,23 +195,56 @@ def _write(shard: Shard, db: Any, last: dict[str, _Put | None]) -> None:
             db.delete_document(unique)
             continue
         content = put.content
-        doc = xapian.Document()
-        doc.set_data(put.record)
-        # replace_document looks for the term, but doesn't add it.
-        doc.add_boolean_term(unique)
-        for each in put.terms:
-            doc.add_boolean_term(each)
-        generator = shard.generator(content.language)
-        generator.set_document(doc)
-        if content.title:
-            generator.index_text(content.title, 1, TITLE)
-            generator.index_text(content.title, TITLE_WEIGHT)
-            # No phrase reaches from the title into the text.
-            generator.increase_termpos()
-        if content.text:
-            generator.index_text(content.text)
-        db.replace_document(unique, doc)
+        db.replace_document(unique, document_of(put, unique, shard.generator(content.language)))
         if content.keywords and not content.keywords.keys() <= fields:
             fields |= content.keywords.keys()
     if fields != shard.fields:
         shard.know(fields)
+
+
+def document_of(put: Put, unique: str, generator: Any) -> Any:
+    """The xapian.Document of a put: what is indexed of it, and how. `generator` is that of its language."""
+    content = put.content
+    doc = xapian.Document()
+    doc.set_data(put.record)
+    # replace_document looks for the term, but doesn't add it.
+    doc.add_boolean_term(unique)
+    for each in put.terms:
+        doc.add_boolean_term(each)
+    generator.set_document(doc)
+    if content.title:
+        generator.index_text(content.title, 1, TITLE)
+        generator.index_text(content.title, TITLE_WEIGHT)
+        # No phrase reaches from the title into the text.
+        generator.increase_termpos()
+    if content.text:
+        generator.index_text(content.text)
+    return doc
+
+
+@cache
+def format_of_documents() -> str:
+    """What this version makes of documents, in 16 hex digits: of its terms, counts and positions, in each language.
+
+    A sample is indexed and hashed, so that a new weight, prefix or stemmer can't go unnoticed. A shard keeps the
+    format that it was made with; it goes on, also with documents of two formats, until it is resilvered.
+    """
+    digest = sha256()
+    for language in LANGUAGES:
+        payload = {**_SAMPLE, "language": language}
+        put = ready(Intent.make("index", "put", _SAMPLE_KEY, payload))
+        assert put is not None  # noqa: S101 - it is no delete
+        doc = document_of(put, key_term(_SAMPLE_KEY), new_generator(language))
+        for item in doc.termlist():
+            digest.update(repr((item.term, item.wdf, list(item.positer))).encode())
+        digest.update(repr(sorted(json.loads(put.record))).encode())
+    return digest.hexdigest()[:16]
+
+
+_SAMPLE_KEY = "k" * 300
+_SAMPLE = {
+    "title": "Annual Reports: Größere Häuser, naïve cafés",
+    "text": "The children were running through happily connected e-mails (U.S.A., 3.14, C++); 日本語の検索 добрый день",
+    "keywords": {"folder": ["lib/x", "v" * 300]},
+    "data": {"url": "/1"},
+}

@@ -187,9 +187,11 @@ class MailParticipant:
         """What became of attempts whose worker died. Raises `Unavailable` while the server can't be asked.
 
         With NOT_APPLIED a receipt may come along: the recipients that have the mail already. Where nothing can
-        tell, the message's policy answers: NOT_APPLIED for `resend`, UNKNOWN for `hold`, APPLIED for `drop`.
+        tell, the message's policy answers: NOT_APPLIED for `resend`, UNKNOWN for `hold`, APPLIED for `drop`. After the
+        database was restored it is UNKNOWN for `resend` too: that policy is about one attempt, and not about all that
+        may have been sent in the time that was lost.
         """
-        asked: list[tuple[Envelope, Progress] | None] = []
+        asked: list[tuple[Envelope, Progress, bool] | None] = []
         since: dict[str, datetime] = {}
         for doubt in doubts:
             try:
@@ -199,11 +201,11 @@ class MailParticipant:
                 continue
             progress.doubt = min(progress.doubt or doubt.opened_at, doubt.opened_at)
             since[envelope.token] = min(since.get(envelope.token, progress.doubt), progress.doubt)
-            asked.append((envelope, progress))
+            asked.append((envelope, progress, doubt.adopted))
         self._session.reconnect()
         findings = self._evidence.look(since)
         return [
-            (Evidence.NOT_APPLIED, None) if one is None else self._verdict(*one, findings[one[0].token])
+            (Evidence.NOT_APPLIED, None) if one is None else self._verdict(*one[:2], findings[one[0].token], one[2])
             for one in asked
         ]
 
@@ -303,14 +305,16 @@ class MailParticipant:
         return Outcome(Verdict.IN_DOUBT, receipt, text)
 
     def _verdict(
-        self, envelope: Envelope, progress: Progress, finding: Finding
+        self, envelope: Envelope, progress: Progress, finding: Finding, adopted: bool = False
     ) -> tuple[Evidence, dict[str, Any] | None]:
         """What a finding and the message's policy mean for all recipients together."""
+        if adopted and finding.evidence is Evidence.NOT_APPLIED and not self._evidence.lasting:
+            finding = finding._replace(evidence=Evidence.UNKNOWN)
         progress.found(envelope, finding)
         # Settled either way: an operator's decision to send it again must not be asked about once more.
         progress.doubt = None
         if finding.evidence is Evidence.UNKNOWN and (left := progress.left(envelope)):
-            if envelope.in_doubt == "hold":
+            if envelope.in_doubt == "hold" or (adopted and envelope.in_doubt == "resend"):
                 return Evidence.UNKNOWN, progress.receipt()
             if envelope.in_doubt == "drop":
                 progress.assumed = left

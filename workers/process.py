@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import NamedTuple
 
 import psycopg
 
 from outbox import tick
 from outbox.database import Connection, Unreachable, connect, reason
 from outbox.errors import NotReady, Unavailable
-from outbox.lane import Lane
+from outbox.lane import Lane, NoLane
 from outbox.participant import Participant
 from outbox.retry import OUTAGE
 from outbox.settings import Settings
@@ -76,8 +77,10 @@ class Drainer:
         make: Callable[[], Participant],
         stop: threading.Event,
         *,
+        lanes: int,
         until_idle: bool = False,
     ) -> None:
+        self._lanes = lanes
         self._tenure = Tenure(settings, target, lane, stop)
         self.name = self._tenure.name
         self._make = make
@@ -85,8 +88,19 @@ class Drainer:
         self._until_idle = until_idle
 
     def run(self) -> None:
-        """Returns when stopped or idle. Raises `NotReady` when the database doesn't fit this code."""
-        self._tenure.run(self._drain)
+        """Returns when stopped or idle. Raises `NotReady` when the database doesn't fit this code, `Relaned` when the
+        lane is no more, or one of another number."""
+        try:
+            self._tenure.run(self._claimed)
+        except NoLane as error:
+            raise Relaned(f"{self.name} is no more") from error
+
+    def _claimed(self, conn: Connection, lane: Lane) -> None:
+        if lane.lanes != self._lanes:
+            # Another thread's, in a moment.
+            lane.release(conn)
+            raise Relaned(f"{lane.target} has {lane.lanes} lanes by now, and had {self._lanes}")
+        self._drain(conn, lane)
 
     def _drain(self, conn: Connection, lane: Lane) -> None:
         reader = Reader(conn, lane, self._make())
@@ -101,6 +115,7 @@ class Drainer:
                         reader.open()
                         opened = True
                     worked = reader.step()
+                    self._tenure.watermark.note(reader.position)
                 except Unavailable as error:
                     waits += 1
                     self._wait(conn, lane, waits, error)
@@ -113,22 +128,31 @@ class Drainer:
                     continue
                 if self._until_idle and reader.idle():
                     return
-                if self._decided(conn):
-                    reader.decided()
+                self._listen(conn, lane, reader)
         finally:
-            # A failure to write the last position down is not an error: it is read again.
-            with suppress(Exception):
-                if opened:
-                    reader.close()
-                else:
-                    reader.participant.close()
+            self._close(reader, opened)
 
-    def _decided(self, conn: Connection) -> bool:
-        """Wait until there may be something new. → whether it is an operator's decision, as far as can be heard."""
+    def _close(self, reader: Reader, opened: bool) -> None:
+        # A failure to write the last position down is not an error: it is read again.
+        with suppress(Exception):
+            if not opened:
+                reader.participant.close()
+                return
+            self._tenure.watermark.note(reader.position, at_once=True)
+            reader.close()
+
+    def _listen(self, conn: Connection, lane: Lane, reader: Reader) -> None:
+        """Wait until there may be something new."""
         if conn.pooled:
             self._stop.wait(POLL)
-            return False
-        return any(notice.payload == tick.DECIDED for notice in conn.notifies(timeout=WAKE, stop_after=1))
+            return
+        for notice in conn.notifies(timeout=WAKE, stop_after=1):
+            if notice.payload == tick.DECIDED:
+                # Perhaps that the lane is another one's.
+                lane.renew(conn)
+                reader.decided()
+            elif notice.payload == tick.HALTED:
+                lane.deadline = 0.0  # before the next effect the database is asked
 
     def _wait(self, conn: Connection, lane: Lane, waits: int, error: Unavailable) -> None:
         """The circuit breaker: while the participant is down, wait with backoff and count nothing."""
@@ -147,32 +171,71 @@ def run_clock(settings: Settings, stop: threading.Event) -> None:
     house = Housekeeping(settings, stop)
     house.start()
 
+    tenure = Tenure(settings, "clock", 0, stop)
+
     def work(conn: Connection, lane: Lane) -> None:
         clock = Clock(conn, lane)
-        while not stop.is_set():
-            if not clock.step():
-                stop.wait(clock.pause)
+        house.allowed.set()
+        try:
+            while not stop.is_set():
+                tenure.watermark.note(clock.position)
+                if not clock.step():
+                    stop.wait(clock.pause)
+        finally:
+            house.allowed.clear()
+            tenure.watermark.note(clock.position, at_once=True)
 
-    Tenure(settings, "clock", 0, stop).run(work)
+    tenure.run(work)
     house.join()
 
 
-def lanes_of(settings: Settings, target: str, lane: int | None = None) -> list[int]:
-    """The numbers of a target's lanes, or just `lane`. Raises `NotReady` for what is not registered."""
+class Turn(threading.Event):
+    """Set when the process is to stop, or the drainers of one target are to end together."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._process = stop
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._process.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = WAKE if deadline is None else min(WAKE, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            super().wait(left)
+        return True
+
+
+class Relaned(NotReady):
+    """The target has another number of lanes than when its drainers were started: a resilver has changed it."""
+
+
+class Lanes(NamedTuple):
+    """Lanes to drain."""
+
+    #: Their numbers.
+    ours: list[int]
+    #: How many the target has.
+    total: int
+
+
+def lanes_of(settings: Settings, target: str, lane: int | None = None) -> Lanes:
+    """A target's lanes, or just `lane`. Raises `NotReady` for what is not registered."""
     with connect(settings.database, name="worker", patience=patience(settings)) as conn:
         rows = conn.execute("select lane from outbox.lane where target = %s order by lane", (target,))
         found = [row[0] for row in rows]
         if not found:
             known = [row[0] for row in conn.execute("select target from outbox.participant order by target")]
             raise NotReady(f"no participant {target!r} is registered; there are: {', '.join(known)}")
-        if lane is None:
-            return found
-        if lane not in found:
+        if lane is not None and lane not in found:
             raise NotReady(f"{target} has no lane {lane}: it has {len(found)}, counted from 0 (`outbox register`)")
-        return [lane]
+        return Lanes(found if lane is None else [lane], len(found))
 
 
-def _found(settings: Settings, target: str, lane: int | None, stop: threading.Event) -> list[int]:
+def _found(settings: Settings, target: str, lane: int | None, stop: threading.Event) -> Lanes:
     """`lanes_of`, when the database can be asked; none if it is stopped before."""
     failures = 0
     while not stop.is_set():
@@ -184,7 +247,7 @@ def _found(settings: Settings, target: str, lane: int | None, stop: threading.Ev
             failures += 1
             log.warning("%s: the database can't be asked for the lanes (%s): trying again", target, reason(error))
             stop.wait(OUTAGE.wait(failures))
-    return []
+    return Lanes([], 0)
 
 
 def run(
@@ -197,8 +260,29 @@ def run(
     lane: int | None = None,
 ) -> None:
     """Drain one lane of a target, or all of them, each in a thread of its own if there are several."""
-    lanes = _found(settings, target, lane, stop)
-    drainers = [Drainer(settings, target, lane, make, stop, until_idle=until_idle) for lane in lanes]
+    while not stop.is_set():
+        lanes = _found(settings, target, lane, stop)
+        try:
+            _turn(settings, target, lanes, make, Turn(stop), until_idle=until_idle)
+        except Relaned as error:
+            log.info("%s: starting again", error)
+        else:
+            return
+
+
+def _turn(
+    settings: Settings,
+    target: str,
+    lanes: Lanes,
+    make: Callable[[], Participant],
+    turn: Turn,
+    *,
+    until_idle: bool,
+) -> None:
+    """Drain these lanes until stopped, idle, or there are others."""
+    drainers = [
+        Drainer(settings, target, lane, make, turn, lanes=lanes.total, until_idle=until_idle) for lane in lanes.ours
+    ]
     if len(drainers) == 1:
         drainers[0].run()
         return
@@ -209,7 +293,7 @@ def run(
             drainer.run()
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failed.append(error)
-            stop.set()
+            turn.set()
 
     threads = [threading.Thread(target=guarded, args=(drainer,), name=drainer.name) for drainer in drainers]
     for thread in threads:
@@ -217,4 +301,4 @@ def run(
     for thread in threads:
         thread.join()
     if failed:
-        raise failed[0]
+        raise next((error for error in failed if isinstance(error, Relaned)), failed[0])

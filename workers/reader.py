@@ -17,25 +17,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 import psycopg
 
 from outbox import log, parked, tick
-from outbox.errors import NotThisLog, Unavailable
+from outbox.errors import Unavailable
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.lane import Lane
 from outbox.parked import Parking
-from outbox.participant import APPLIED, LaneView, Outcome, Participant, Timed, Verdict
+from outbox.participant import APPLIED, Outcome, Participant, Timed, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
+from workers import stand
 from workers.attempt import Attempts
+from workers.guard import Guard, apart
 from workers.reporter import Reporter
 
 logger = logging.getLogger("outbox.reader")
@@ -80,10 +81,13 @@ class Reader:
         self.backoff = backoff or Backoff()
         self._attempts = Attempts(conn, lane, participant)
         self._reporter = Reporter(conn, lane, participant)
+        self._guard = Guard(conn, lane)
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
         self._written: Position
+        #: What the participant holds itself, if it keeps a position and has no effects beyond that one.
+        self._own: Position | None = None
         self._written_at = 0.0
         self._parked_at = 0.0
         self._blocked_at = 0.0
@@ -98,18 +102,14 @@ class Reader:
     def open(self) -> None:
         """Find out where to go on: by the participant's own position if it keeps one, else by the lane's."""
         lane = self.lane
-        check = partial(lane.check, self.conn)
-        self.participant.open(LaneView(lane.target, lane.lane, lane.epoch, lane.unclean, lane.slots, check))
+        self.participant.open(lane.view(self.conn))
         # What is written is the lane's, and not where the participant is: its owner may have died in between.
-        stand = self._written = lane.stand(self.conn)
+        at = self._written = lane.stand(self.conn)
         if self.participant.keeps_position:
-            own = self.participant.position()
-            remedy = getattr(self.participant, "remedy", tick.REMEDY)
-            stand = _beginning(self.conn, stand.log) if own is None else tick.match(self.conn, own, remedy)
-            self._reporter.ahead(self._written, stand)
+            at, self._own = stand.find(self.conn, lane, self.participant, at, self._reporter)
         else:
             self._doubtful = tick.latest(self.conn)
-        self._move(stand)
+        self._move(at)
         self._blocked = parked.keys(self.conn, lane)
         self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
@@ -148,12 +148,7 @@ class Reader:
         if self.position.tick != newest.id or log.beyond(self.conn, newest):
             return False
         self._note_empty(at_once=True)
-        waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s and (reason = 'retry' "
-            "or reason = 'due' and (attempts > 0 or retry_at <= outbox.now())) limit 1",
-            (self.lane.target, *self.lane.slots),
-        ).fetchone()
-        return waiting is None
+        return not parked.waiting(self.conn, self.lane)
 
     def _limit(self) -> int:
         return max(1, self.participant.batch_limit >> self.lane.deaths)
@@ -164,20 +159,25 @@ class Reader:
         if not position.upto:
             if self._doubtful is not None and position.tick >= self._doubtful.id:
                 self._doubtful = None
-            self._end = self._doubtful or tick.latest(self.conn)
+            self._end = tick.reach(self.conn, self._start, self._doubtful or tick.latest(self.conn))
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(self.conn, position.upto)
         end = self._end
         if end.id == position.tick:
             self._note_empty()
             return False
+        if tick.same_place(self._start, end):
+            # The end of an era is the beginning of the next one.
+            self._move(log.step(position, end, None))
+            self._note_empty(at_once=True)
+            return True
         limit = self._limit()
         page = log.page(
             self.conn, self._start, end,
             target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
         )  # fmt: skip
         ended = len(page) < limit
-        for batch, last in log.cut(page, self.participant.batch_bytes):
+        for batch, last in apart(log.cut(page, self.participant.batch_bytes)):
             after = log.step(position, end, None if ended and last else batch[-1].id)
             self._work(batch, after, end)
             self._applied += len(batch)
@@ -197,12 +197,12 @@ class Reader:
             self.lane.show(self.conn, "draining", clear_deaths=True)
 
     def _advance(self, position: Position) -> None:
-        self.lane.advance(self.conn, position)
+        self.lane.advance(self.conn, position, self._own)
         self._written, self._written_at = position, time.monotonic()
 
     def _work(self, batch: Sequence[Intent], after: Position, end: tick.Tick) -> None:
         """Apply a batch and move behind it."""
-        ready, aside, reports = self._sort(batch)
+        ready, aside, reports = self._sort(batch, end)
         if aside or reports:
             # Parked first: no position, wherever it is kept, may pass an intent that is neither done nor parked.
             with self.conn.transaction():
@@ -223,6 +223,9 @@ class Reader:
                 raise Unavailable(f"{self.lane.target} went down before anything was done")
             ready, after = done, log.step(self.position, end, done[-1].id)
         hit("reader.applied")
+        if ready and self.participant.keeps_position:
+            whole = not missing and not self._attempts.halved and outcomes.count(APPLIED) == len(outcomes)
+            self._own = after if whole else None
         self._record(ready, outcomes, after)
         hit("reader.recorded")
         self._move(after)
@@ -231,14 +234,14 @@ class Reader:
         if missing:
             raise Unavailable(f"{self.lane.target} went down in the middle of a batch")
 
-    def _sort(self, batch: Sequence[Intent]) -> tuple[Sequence[Intent], list[Parking], list[Report]]:
+    def _sort(self, batch: Sequence[Intent], end: tick.Tick) -> tuple[Sequence[Intent], list[Parking], list[Report]]:
         """→ what to apply, what to set aside untried, and what the engine is to be told of that."""
         suspect = 0
         alone = self.lane.deaths - self.participant.batch_limit.bit_length() + 1
         if self._applied == 0 and alone >= DEATHS:
             suspect = batch[0].id
         void, untold = self._reporter.void(batch, None if self._doubtful else ())
-        out = self._skipped | void
+        out = self._skipped | void | self._guard.overtaken(batch, self._start, end)
         if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
             return batch, [], []
         ready, aside = [], []
@@ -264,15 +267,17 @@ class Reader:
         parkings = []
         if outcomes.count(APPLIED) < len(outcomes):
             pairs = zip(batch, outcomes, strict=True)
-            parkings = [self._parking(i, o, 1) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            # An owner that died may have applied it.
+            before = self._doubtful is not None and self.lane.unclean
+            parkings = [self._parking(i, o, 1, before=before) for i, o in pairs if o.verdict is not Verdict.APPLIED]
         failed = bool(parkings)
-        parkings, reports = self._reporter.judge(batch, outcomes, parkings)
-        if not failed and not reports and not self.participant.records_attempts:
+        if not failed and not self.participant.records_attempts and not self._reporter.concerned(batch):
             self._advance(after)
             return
         with self.conn.transaction():
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
+            parkings, reports = self._reporter.judge(batch, outcomes, parkings)
             if parkings:
                 parked.put(self.conn, parkings)
             freed = self._reporter.send(reports)
@@ -283,21 +288,28 @@ class Reader:
             hit("reader.parked")
             # They are parked or reported now, so its own position may pass them too.
             self.participant.apply([], after)
+            self._own = after
 
-    def _parking(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _parking(self, intent: Intent, outcome: Outcome, attempts: int, *, before: bool = False) -> Parking:
+        """`before`: whether a try before may have had its effect."""
         self._blocked.add(intent.key)
+        # Where attempts are recorded, their receipts tell.
+        doubtful = before and not self.participant.records_attempts
         match outcome.verdict:
-            case Verdict.RETRY if attempts < self.backoff.attempts:
-                wait = self.backoff.wait(attempts, outcome.retry_after)
-                return Parking(intent.id, "retry", attempts, wait, outcome.error)
             case Verdict.RETRY:
-                return Parking(intent.id, "poison", attempts, error=f"tried {attempts} times: {outcome.error}")
+                doubtful = doubtful or not (outcome.untouched or self.participant.records_attempts)
+                backoff = self._reporter.backoff(intent) or self.backoff
+                if attempts < backoff.attempts:
+                    wait = backoff.wait(attempts, outcome.retry_after)
+                    return Parking(intent.id, "retry", attempts, wait, outcome.error, doubtful)
+                text = f"tried {attempts} times: {outcome.error}"
+                return Parking(intent.id, "poison", attempts, error=text, doubtful=doubtful)
             case Verdict.BLOCKED:
                 return Parking(intent.id, "blocked")
             case Verdict.IN_DOUBT:
                 return Parking(intent.id, "in_doubt", attempts, error=outcome.error)
             case _:
-                return Parking(intent.id, "poison", attempts, error=outcome.error)
+                return Parking(intent.id, "poison", attempts, error=outcome.error, doubtful=doubtful)
 
     # ----------------------------------------------------------------------------------- what is parked
 
@@ -315,10 +327,11 @@ class Reader:
         batch = log.fetch(self.conn, list(taken))
         # Taken before, and no outcome: its owner may have died of success.
         void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
-        if void:
-            self._reporter.withdraw(void, untold)
+        overtaken = self._guard.overtaken(batch, self._start, self._end or self._start)
+        if out := void | overtaken:
+            self._reporter.withdraw(out, untold, {i.id for i in batch if taken[i.id].doubtful})
             self._blocked = parked.keys(self.conn, self.lane)
-            batch = [intent for intent in batch if intent.id not in void]
+            batch = [intent for intent in batch if intent.id not in out]
         if deadly := [
             Parking(i.id, "poison", taken[i.id].attempts, error=_DEADLY) for i in batch if taken[i.id].deaths > DEATHS
         ]:
@@ -330,7 +343,7 @@ class Reader:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
             # Not tried: give the attempt back.
-            self._put(_untried(batch, taken))
+            self._put(parked.untried(batch, taken))
             hit("parked.returned")
             raise
         hit("parked.applied")
@@ -339,10 +352,10 @@ class Reader:
             self.lane.fence(self.conn)
             self._attempts.record(batch, outcomes)
             pairs = list(zip(batch, outcomes, strict=True))
-            failed = [self._again(i, o, taken[i.id].attempts) for i, o in pairs if o.verdict is not Verdict.APPLIED]
+            failed = [self._again(i, o, taken[i.id]) for i, o in pairs if o.verdict is not Verdict.APPLIED]
             failed, reports = self._reporter.judge(batch, outcomes, failed)
             if failed or untried:
-                parked.put(self.conn, failed + _untried(untried, taken))
+                parked.put(self.conn, failed + parked.untried(untried, taken))
             still = {parking.id for parking in failed}
             freed = parked.remove(self.conn, [i.id for i in batch if i.id not in still])
             self._reporter.send(reports)
@@ -381,19 +394,7 @@ class Reader:
             self.lane.fence(self.conn)
             parked.put(self.conn, parkings)
 
-    def _again(self, intent: Intent, outcome: Outcome, attempts: int) -> Parking:
+    def _again(self, intent: Intent, outcome: Outcome, taken: parked.Taken) -> Parking:
         if outcome.verdict is Verdict.BLOCKED:
-            return Parking(intent.id, "retry", attempts - 1, self.backoff.first, outcome.error)
-        return self._parking(intent, outcome, attempts)
-
-
-def _untried(intents: Sequence[Intent], taken: Mapping[int, parked.Taken]) -> list[Parking]:
-    """Give the attempts back that were not made after all."""
-    return [Parking(i.id, "retry", taken[i.id].attempts - 1, 0.0, "waiting for the participant") for i in intents]
-
-
-def _beginning(conn: psycopg.Connection[Any], identity: str) -> Position:
-    row = conn.execute("select id, nonce from outbox.tick order by id limit 1").fetchone()
-    if row is None:
-        raise NotThisLog("the log has no tick at all: restore outbox.tick from the backup that outbox.log is from")
-    return Position(identity, row[0], row[1])
+            return Parking(intent.id, "retry", taken.attempts - 1, self.backoff.first, outcome.error)
+        return self._parking(intent, outcome, taken.attempts, before=taken.doubtful or taken.deaths > 1)

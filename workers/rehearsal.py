@@ -242,7 +242,7 @@ class _Rehearsed:
             return [Outcome(Verdict.POISON, error="a rehearsal: it fails")]
         if not undo and rehearsal.wrong(step, "time out"):
             rehearsal.armed = False
-            return [Outcome(Verdict.RETRY, error="a rehearsal: not in time", retry_after=1e6)]
+            return [Outcome(Verdict.RETRY, error="a rehearsal: not in time", retry_after=1e6, untouched=True)]
         fails = not undo and rehearsal.wrong(step, "fail after")
         outcomes = self._participant.apply(batch, None if fails else position)
         if outcomes and outcomes[0].verdict is Verdict.APPLIED:

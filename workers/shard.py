@@ -45,7 +45,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import xapian
 
-__all__ = ["EPOCH", "POSITION", "SLOTS", "Shard", "inventory", "xapian"]
+__all__ = [
+    "EPOCH",
+    "FORMAT",
+    "POSITION",
+    "SLOTS",
+    "Shard",
+    "format_of",
+    "inventory",
+    "new_generator",
+    "numbers",
+    "xapian",
+]
 
 EPOCH = "outbox.epoch"
 """Name of the metadata that holds the highest epoch that has opened the shard."""
@@ -56,6 +67,9 @@ POSITION = "outbox.position"
 SLOTS = "outbox.slots"
 """Name of the metadata that holds the first and the last slot of the shard's keys, as `0-16383`."""
 
+FORMAT = "outbox.format"
+"""Name of the metadata that holds what the documents were made as (`workers.index.format_of_documents`)."""
+
 SLICE = 500
 """Documents read at a time by `inventory`, between looks whether the shard has moved on."""
 
@@ -63,8 +77,10 @@ SLICE = 500
 class Shard:
     """A shard and the right to write it. Not thread-safe."""
 
-    def __init__(self, path: Path, epoch: int, slots: tuple[int, int] = (0, 16383)) -> None:
+    def __init__(self, path: Path, epoch: int, slots: tuple[int, int] = (0, 16383), made_as: str = "") -> None:
+        """`made_as`: the format of the documents that a new shard will have."""
         self.path = path
+        self._made_as = made_as
         self._slots = "{}-{}".format(*slots)
         #: Keyword fields that some document of this shard has or had.
         self.fields: frozenset[str] = frozenset()
@@ -149,6 +165,9 @@ class Shard:
         self._db.set_metadata(SLOTS, self._slots)
         if begin_anew:
             self._db.set_metadata(POSITION, "")
+        if begin_anew or not self._db.get_metadata(FORMAT):
+            # Shards of before there were formats were all made as the first version did.
+            self._db.set_metadata(FORMAT, self._made_as)
         self._db.commit_transaction()
         hit("index.epoch")
         os.fsync(self._folder)
@@ -200,9 +219,7 @@ class Shard:
         """The xapian.TermGenerator of a language."""
         found = self._generators.get(language)
         if found is None:
-            found = self._generators[language] = xapian.TermGenerator()
-            found.set_stemmer(xapian.Stem(language))
-            found.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
+            found = self._generators[language] = new_generator(language)
         return found
 
     def know(self, fields: frozenset[str]) -> None:
@@ -232,6 +249,25 @@ class Shard:
             os.close(folder)
 
 
+def new_generator(language: str) -> Any:
+    """What makes terms of texts in a language."""
+    made = xapian.TermGenerator()
+    made.set_stemmer(xapian.Stem(language))
+    made.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
+    return made
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a shard was made with; None if it can't be read, or has never had an owner."""
+    try:
+        db = xapian.Database(str(path))
+        found: str = db.get_metadata(FORMAT).decode()
+        db.close()
+    except xapian.DatabaseError:
+        return None
+    return found or None
+
+
 def inventory(path: Path) -> Iterator[Item]:
     """Every document of a shard; reads beside any writer.
 
@@ -258,7 +294,7 @@ def inventory(path: Path) -> Iterator[Item]:
 def _slice(db: Any, after: int) -> tuple[list[Item], int]:
     """Up to SLICE documents whose number is above `after`, and the number of the last one."""
     items: list[Item] = []
-    for number in _numbers(db, after):
+    for number in numbers(db, after):
         record = json.loads(db.get_document(number).get_data())
         items.append(Item(record["key"], record["digest"], record["id"]))
         after = number
@@ -267,7 +303,8 @@ def _slice(db: Any, after: int) -> tuple[list[Item], int]:
     return items, after
 
 
-def _numbers(db: Any, after: int) -> Iterator[int]:
+def numbers(db: Any, after: int) -> Iterator[int]:
+    """The numbers of the documents above `after`."""
     postings = db.postlist("")
     try:
         posting = postings.skip_to(after + 1)

@@ -92,6 +92,8 @@ umask=027
 ;   OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,...].
 ;   OUTBOX_ACTOR_DATABASE what their workers connect as: a member of outbox_actor and of the application's role.
 ;   OUTBOX_TTL            seconds of a lane's lease: after so long another worker takes over from a dead one.
+;   OUTBOX_SCRUB_EVERY    how often all that the participants hold is compared with the log.
+;   OUTBOX_SCRUB_RATE     bytes of blobs a second, or else items, that this may read.
 environment=
     HOME="{quoted}",
     PYTHONUNBUFFERED="1",
@@ -101,7 +103,9 @@ environment=
     OUTBOX_SMTP="smtp://127.0.0.1:25",
     OUTBOX_MAIL_EVIDENCE="none",
     OUTBOX_MAIL_DOMAIN="outbox.invalid",
-    OUTBOX_TTL="15"
+    OUTBOX_TTL="15",
+    OUTBOX_SCRUB_EVERY="7d",
+    OUTBOX_SCRUB_RATE="20000000"
 
 {programs}"""
 
@@ -201,7 +205,10 @@ def production(user: str, directory: str, command: str, lanes: Mapping[str, int]
     if not directory.startswith("/"):
         raise NotReady(f"{directory!r} is not an absolute path: give --directory from the root on")
     home = directory.rstrip("/")
-    programs = workers(shlex.split(command), user=user, directory=home, lanes=lanes)
+    words = shlex.split(command)
+    programs = workers(words, user=user, directory=home, lanes=lanes)
+    # Last, so that nothing waits for it; it may be in the middle of a large blob when it is told to stop.
+    programs.append(Program("scrub", (*words, "scrub", "--scheduled"), 200, user, home))
     return _PRODUCTION.format(
         control=_CONTROL.format(socket=_value(f"{home}/supervisor.sock")),
         user=_value(user),

@@ -7,7 +7,8 @@ Used by `workers.process` for every lane, the clock's too. What interrupts the w
 * the database is lost: everything is closed, the connection retried with backoff, the lane claimed again (at
   once: the lease is still ours).
 * another owner (`Fenced`): the lane is given up, and claimed again when it is free.
-* another history (`NotThisLog`): the lane stops, says so in `outbox status`, and looks again from time to time.
+* another history (`NotThisLog`): the lane stops, says so in `outbox status`, and looks again from time to time. If
+  the log went back (`WentBack`), all lanes stop.
 
 A worker that waits for a lane keeps its connection: a warm spare costs one cheap statement every `CLAIM_EVERY`.
 """
@@ -22,11 +23,13 @@ from contextlib import suppress
 
 import psycopg
 
+from outbox import era
 from outbox.database import Connection, Unreachable, connect, reason
-from outbox.errors import Fenced, NotThisLog
+from outbox.errors import Fenced, NotThisLog, WentBack
 from outbox.lane import Lane, claim
 from outbox.retry import OUTAGE
 from outbox.settings import Settings
+from outbox.watermark import Watermark
 from workers.lease import Lease
 
 log = logging.getLogger("outbox.worker")
@@ -54,6 +57,8 @@ class Tenure:
         self._target = target
         self._lane = lane
         self._stop = stop
+        #: Whoever works notes here how far the lane is.
+        self.watermark = Watermark(settings.state, self.name)
         self._owner: uuid.UUID | None = None
         self._failures = 0
 
@@ -86,6 +91,7 @@ class Tenure:
             self._owner, self._failures = owner, 0
             log.info("%s: claimed, epoch %d", self.name, lane.epoch)
             try:
+                self.watermark.check(conn, era.check(conn))
                 with Lease(self._settings.database, lane):
                     work(conn, lane)
                 self._release(conn, lane)
@@ -97,6 +103,9 @@ class Tenure:
                 self._stop.wait(CLAIM_EVERY)
             except NotThisLog as error:
                 log.error("%s: stopped: %s", self.name, error)  # noqa: TRY400 - the sentence is enough
+                if isinstance(error, WentBack):
+                    # Whoever remembers less must not go on either.
+                    era.halt(conn, error.says)
                 self._give_up(conn, lane, "stopped", str(error))
                 self._stop.wait(STOPPED_EVERY)
             else:

@@ -46,6 +46,9 @@ QUIET = timedelta(seconds=60)
 class Witness:
     """Evidence by postmarks. See `workers.evidence.MailEvidence`."""
 
+    #: The postmarks are in the database, too.
+    lasting = False
+
     def __init__(
         self,
         address: ReceiptAddress,

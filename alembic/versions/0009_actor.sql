@@ -33,10 +33,6 @@ grant usage on schema outbox to outbox_actor;
 
 set local role outbox_owner;
 
-------------------------------------------------------------------------------------------- positions
--- Everything up to the position is done, but for these.
-alter table outbox.position add column open bigint[] not null default '{}';
-
 ---------------------------------------------------------------------------------------------- parked
 -- Whose hands a running message is in. Means nothing for other reasons.
 alter table outbox.parked add column holder uuid;
@@ -94,10 +90,10 @@ as $$
               and (coalesce(p.upto, 0) <> 0 or cardinality(coalesce(p.open, '{}')) > 0
                    or exists (select from outbox.log g
                                where g.target = l.target and g.slot between l.slot_low and l.slot_high
-                                 and g.id > t.floor and not pg_visible_in_snapshot(g.xid, t.snapshot))
+                                 and g.id > t.floor and not outbox.shows(t.first, t.high, t.snapshot, g.xid, g.id))
                    or exists (select from outbox.log g
                                where g.target = l.target and g.slot between l.slot_low and l.slot_high
-                                 and g.xid = any (array(select pg_snapshot_xip(t.snapshot))))))
+                                 and g.xid = any (array(select pg_snapshot_xip(t.snapshot))) and g.id >= t.first)))
 $$;
 
 -- Drops what a queue has: for tests, and for an operator who knows. False if something was committed that no tick
@@ -118,7 +114,7 @@ begin
   select t.* into newest from outbox.tick t order by t.id desc limit 1;
   if exists (select from outbox.log g
               where g.target = flush_queue.target and g.id > newest.floor
-                and not pg_visible_in_snapshot(g.xid, newest.snapshot)) then
+                and not outbox.shows(newest.first, newest.high, newest.snapshot, g.xid, g.id)) then
     return false;
   end if;
   select coalesce(array_agg(g.id), '{}') into dropped
@@ -128,8 +124,8 @@ begin
     join outbox.tick t on t.id = coalesce(p.tick, (select min(id) from outbox.tick))
     join outbox.log g on g.target = l.target and g.slot between l.slot_low and l.slot_high and g.saga is not null
    where g.id = any (p.open) or exists (select from outbox.parked k where k.id = g.id and k.reason <> 'poison')
-      or (g.id > t.floor and not pg_visible_in_snapshot(g.xid, t.snapshot))
-      or g.xid = any (array(select pg_snapshot_xip(t.snapshot)));
+      or (g.id > t.floor and not outbox.shows(t.first, t.high, t.snapshot, g.xid, g.id))
+      or (g.xid = any (array(select pg_snapshot_xip(t.snapshot))) and g.id >= t.first);
   perform outbox.saga_report(dropped, array_fill('failed'::text, array[cardinality(dropped)]),
                              array_fill('its queue was flushed'::text, array[cardinality(dropped)]));
   delete from outbox.receipt r where r.target = flush_queue.target;
@@ -184,15 +180,30 @@ begin
   perform outbox.saga_report(array[actor_done.id], array['applied'], array['']);
 end $$;
 
+------------------------------------------------------------------------------------------ reporting
+-- Tells the engine what became of messages that are steps of sagas (outbox.saga_report). Not by the lane's epoch: a
+-- message that is running may outlive its lane's owner, and belongs to its holder.
+create function outbox.actor_report(ids bigint[], verdicts text[], errors text[]) returns void
+language sql security definer set search_path = pg_catalog, pg_temp
+as $$
+  select outbox.saga_report(array_agg(r.id order by r.place), array_agg(r.verdict order by r.place),
+                            array_agg(r.error order by r.place))
+    from unnest(ids, verdicts, errors) with ordinality as r (id, verdict, error, place)
+    join outbox.log l on l.id = r.id
+   where starts_with(l.target, 'actor.')
+$$;
+
 ----------------------------------------------------------------------------------- read your writes
--- Whether every lane of `target` has passed the commit of transaction `xid`, and has nothing of it in hand.
-create or replace function outbox.reached(xid xid8, target text) returns boolean
+-- As in 0007; and a lane must have nothing of the transaction in hand.
+create or replace function outbox.reached(xid xid8, target text, id bigint default null) returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(bool_and(coalesce(pg_visible_in_snapshot(reached.xid, t.snapshot), false)
-                           and not exists (select from outbox.log g
-                                            where g.id = any (p.open) and g.xid = reached.xid)), false)
+  select coalesce(bool_and(coalesce(
+           case when t.first = e.first then pg_visible_in_snapshot(reached.xid, t.snapshot)
+                else t.first > e.first end, false)
+         and not exists (select from outbox.log g where g.id = any (p.open) and g.xid = reached.xid)), false)
     from outbox.lane l
+   cross join (select max(first) as first from outbox.era where first <= coalesce(reached.id, first)) as e
     left join lateral (select p.tick, p.open from outbox.position p
                         where p.target = l.target and p.lane = l.lane order by p.seq desc limit 1) p on true
     left join outbox.tick t on t.id = p.tick
@@ -257,6 +268,7 @@ revoke all on outbox.consumer from public;
 revoke all on function outbox.declare_queue(text, int) from public;
 revoke all on function outbox.queue_idle(text) from public;
 revoke all on function outbox.flush_queue(text) from public;
+revoke all on function outbox.actor_report(bigint[], text[], text[]) from public;
 revoke all on function outbox.actor_done(bigint, text, int, bigint, uuid) from public;
 
 grant select on outbox.consumer to outbox_worker, outbox_operator, outbox_reader;
@@ -264,6 +276,7 @@ grant insert, update, delete on outbox.consumer to outbox_actor;
 grant execute on function outbox.declare_queue(text, int) to outbox_app, outbox_operator;
 grant execute on function outbox.queue_idle(text) to outbox_app, outbox_operator, outbox_reader;
 grant execute on function outbox.flush_queue(text) to outbox_actor, outbox_operator;
+grant execute on function outbox.actor_report(bigint[], text[], text[]) to outbox_actor;
 grant execute on function outbox.actor_done(bigint, text, int, bigint, uuid) to outbox_app;
 
 reset role;

@@ -30,6 +30,8 @@ COMMANDS = {
     "why": "outbox.cli.why",
     "parked": "outbox.cli.parked",
     "audit": "outbox.cli.audit",
+    "operations": "outbox.cli.operations",
+    "adopt": "outbox.cli.adopt",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
 }

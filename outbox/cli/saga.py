@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -23,43 +24,58 @@ from outbox.saga.states import SagaState
 from outbox.settings import Settings
 from outbox.span import seconds
 
+CHUNK = 100
+"""Requests between two looks at the progress."""
+
 HELP = "look at sagas; cancel them, or retry, skip or resolve their steps"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
     listing = _command(commands, "list", "the newest that a filter is true for")
-    listing.add_argument("--name", metavar="NAME", help="of this definition")
-    listing.add_argument("--key", metavar="KEY", help="started with this key")
+    _filters(listing, 50)
     listing.add_argument("--in", dest="states", choices=[s.value for s in SagaState], action="append",
                          help="in this state; again: or in this")  # fmt: skip
     listing.add_argument("--open", action="store_true", help="only those that have not ended")
-    listing.add_argument("--older-than", metavar="SPAN", type=span, help="started longer ago, such as 2h or 7d")
-    listing.add_argument("--limit", metavar="N", type=count, default=50, help="at most so many (default: 50)")
 
     show = _command(commands, "show", "one saga: its steps, and all that happened to it")
+    show.add_argument("--results", action="store_true", help="its input and its steps' results too")
     graph = _command(commands, "graph", "the steps of a saga as a picture")
     graph.add_argument("--format", choices=["svg", "mermaid"], default="svg", help="of the picture (default: svg)")
     graph.add_argument("--output", metavar="FILE", help="where to (default: standard output)")
-    cancel = _command(commands, "cancel", "let a saga go back; refused once its pivot is done")
-    for each in (show, graph, cancel):
+    for each in (show, graph):
         each.add_argument("id", metavar="ID", type=_identity, help="the saga's id")
     for name, text in (
-        ("retry", "try a stuck step again"),
-        ("skip", "leave a stuck step out: what it holds is for you to put right"),
-        ("resolve", "say whether a step has happened"),
+        ("cancel", "let sagas go back; refused once their pivot is done"),
+        ("retry", "try stuck steps again"),
+        ("skip", "leave stuck steps out: what they hold is for you to put right"),
     ):
         each = _command(commands, name, text)
-        each.add_argument("id", metavar="ID", type=_identity, help="the saga's id")
-        each.add_argument("step", metavar="STEP", help="the step's name")
+        each.add_argument("id", metavar="ID", type=_identity, nargs="?", help="of this saga")
+        if name != "cancel":
+            each.add_argument("step", metavar="STEP", nargs="?", help="this step only")
+            each.add_argument("--step", metavar="STEP", dest="every", help="steps of this name")
+        _filters(each, None)
         each.add_argument("--note", metavar="TEXT", default="", help="why, for the record")
-        if name == "resolve":
-            how = each.add_mutually_exclusive_group(required=True)
-            how.add_argument("--done", dest="happened", action="store_true", help="it has happened (or is undone)")
-            how.add_argument("--not-done", dest="happened", action="store_false", help="it has not")
-    cancel.add_argument("--note", metavar="TEXT", default="", help="why, for the record")
+        each.add_argument("--yes", action="store_true", help="don't ask")
+        each.set_defaults(usage_error=each.error)
+    resolve = _command(commands, "resolve", "say whether a step has happened")
+    resolve.add_argument("id", metavar="ID", type=_identity, help="the saga's id")
+    resolve.add_argument("step", metavar="STEP", help="the step's name")
+    resolve.add_argument("--note", metavar="TEXT", default="", help="why, for the record")
+    how = resolve.add_mutually_exclusive_group(required=True)
+    how.add_argument("--done", dest="happened", action="store_true", help="it has happened (or is undone)")
+    how.add_argument("--not-done", dest="happened", action="store_false", help="it has not")
     check = _command(commands, "check", "open sagas that the deployed code can't continue; exit 1 if there are any")
     check.add_argument("--sagas", metavar="MODULES", help="modules that define sagas (default: $OUTBOX_SAGAS)")
+
+
+def _filters(parser: argparse.ArgumentParser, limit: int | None) -> None:
+    parser.add_argument("--name", metavar="NAME", help="of this definition")
+    parser.add_argument("--key", metavar="KEY", help="started with this key")
+    parser.add_argument("--older-than", metavar="SPAN", type=span, help="started longer ago, such as 2h or 7d")
+    text = "at most so many" if limit is None else f"at most so many (default: {limit})"
+    parser.add_argument("--limit", metavar="N", type=count, default=limit, help=text)
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -122,8 +138,10 @@ def _list(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
 def _show(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
     shown = view.show(conn, args.id)
     if args.json:
-        steps = [{k: v for k, v in step.items() if k != "result"} for step in shown.steps]
-        print(_dump({**shown.saga, "steps": steps, "events": shown.events}))
+        # The application's own data only where they are asked for.
+        left = () if args.results else ("input", "result")
+        saga, *steps = ({k: v for k, v in row.items() if k not in left} for row in (shown.saga, *shown.steps))
+        print(_dump({**saga, "steps": steps, "events": shown.events}))
         return 0
     saga = shown.saga
     key = f", key {clean(saga['key'])}" if saga["key"] else ""
@@ -135,27 +153,43 @@ def _show(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
             text = ", ".join(saga[name]) if isinstance(saga[name], list) else str(saga[name])
             print(f"{name}: {clean(text)}")
     print("\n" + picture.terminal(saga["nodes"], {step["step"]: step["state"] for step in shown.steps}))
-    if lines := _timeline(shown):
+    if args.results:
+        print("\ninput: " + clean(json.dumps(saga["input"], ensure_ascii=False)))
+    if lines := _timeline(shown, results=args.results):
         print("\n" + table(("at", "step", "what", "detail", "who"), lines))
     return 0
 
 
-def _timeline(shown: view.Shown) -> list[tuple[Any, ...]]:
+_EARLY = frozenset({"signal", "refusal"})
+"""What may happen to a step before it begins."""
+
+
+def _timeline(shown: view.Shown, *, results: bool) -> list[tuple[Any, ...]]:
     """Steps that began and ended, and what happened in between, in order of time."""
-    found: list[tuple[datetime, int, tuple[Any, ...]]] = [
-        (one["at"], 1, (one["step"], one["what"], one["detail"] or None, one["who"] or None)) for one in shown.events
+    #: By time. What has one time is of one transaction: steps first, in their order, then what happened, in its order.
+    found: list[tuple[tuple[datetime, int, int, int], tuple[Any, ...]]] = [
+        ((one["at"], 1, n, 0), (one["step"], one["what"], one["detail"] or None, one["who"] or None))
+        for n, one in enumerate(shown.events)
     ]
-    for step in shown.steps:
+    for n, step in enumerate(shown.steps):
         if not step["began_at"]:
             continue
-        found.append((step["began_at"], 0, (step["step"], "begins", None, None)))
+        name, about = step["step"], [one for one in shown.events if one["step"] == step["step"]]
+        # Its row is written a moment later than what happened to it in the same transaction.
+        began = min([step["began_at"], *(one["at"] for one in about if one["what"] not in _EARLY)])
+        found.append(((began, 0, n, 0), (name, "begins", None, None)))
+        if step["state"] == "failed" and any(one["what"] == "failed" for one in about):
+            continue  # that is said already, with why
         if step["ended_at"]:
-            found.append((step["ended_at"], 2, (step["step"], step["state"], step["error"] or None, None)))
+            undone = [one["at"] for one in about if one["what"] == "undoing"]
+            result = json.dumps(step["result"], ensure_ascii=False) if results and step["result"] is not None else None
+            line = (name, "done" if undone else step["state"], result or step["error"] or None, None)
+            found.append(((min([step["ended_at"], *undone]), 0, n, 1), line))
         elif step["parked"]:
             why = f"intent {step['intent']}: {step['parked']}"
-            found.append((step["began_at"], 3, (step["step"], "parked", why, None)))
-    found.sort(key=lambda entry: entry[:2])
-    return [(f"{at:%H:%M:%S.%f}"[:-3], *rest) for at, _, rest in found]
+            found.append(((step["began_at"], 2, n, 0), (name, "parked", why, None)))
+    found.sort(key=lambda entry: entry[0])
+    return [(f"{key[0]:%H:%M:%S.%f}"[:-3], *rest) for key, rest in found]
 
 
 def _graph(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
@@ -173,13 +207,61 @@ def _graph(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
 
 
 def _ask(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
-    step = getattr(args, "step", None)
-    number = view.ask(conn, args.id, args.what, step=step, happened=getattr(args, "happened", None), note=args.note)
+    """Ask the engine, for one saga or for those that a filter is true for: then after showing which, and a yes."""
+    wanted = _wanted(conn, args)
+    if wanted is None:
+        return 1
+    happened, made = getattr(args, "happened", None), []
+    shows = len(wanted) > CHUNK and sys.stderr.isatty()
+    for saga, step in wanted:
+        number = view.ask(conn, saga, args.what, step=step, happened=happened, note=args.note)
+        made.append({"saga": saga, "asked": args.what, "step": step, "intent": number})
+        if shows and not len(made) % CHUNK:
+            print(f"\r{len(made):,} of {len(wanted):,}", end="", file=sys.stderr, flush=True)
+    if shows:
+        print(file=sys.stderr)
     if args.json:
-        print(_dump({"saga": args.id, "asked": args.what, "step": step, "intent": number}))
+        print(_dump(made))
+    elif args.id:
+        numbers = ", ".join(str(one["intent"]) for one in made)
+        print(f"Asked the engine (intent {numbers}): see `outbox saga show {args.id}`.")
     else:
-        print(f"Asked the engine (intent {number}): see `outbox saga show {args.id}`.")
+        print(f"Asked the engine to {args.what} {_many(made, args)}: see `outbox saga list --open`.")
     return 0
+
+
+def _many(found: Sequence[Any], args: argparse.Namespace) -> str:
+    noun = "saga" if args.what == "cancel" else "step"
+    return f"{len(found):,} {noun}{'' if len(found) == 1 else 's'}"
+
+
+def _wanted(conn: psycopg.Connection[Any], args: argparse.Namespace) -> list[tuple[UUID, str | None]] | None:
+    """What is asked about: sagas, and steps of them; None: nothing is, and why was said."""
+    if args.id and (args.what in ("cancel", "resolve") or args.step):
+        return [(args.id, getattr(args, "step", None))]
+    named = (args.id, args.name, args.key, args.older_than, getattr(args, "every", None))
+    if all(value is None for value in named):
+        args.usage_error("name what it is about: give an ID, or a filter such as --name or --older-than")
+    choice = view.Choice(args.name, args.key, open=True, older=args.older_than)
+    found: list[tuple[UUID, str | None]]
+    if args.what == "cancel":
+        found = [(row["id"], None) for row in view.find(conn, choice, limit=args.limit)]
+    else:
+        found = [*view.stuck(conn, choice, saga=args.id, step=args.every, limit=args.limit)]
+    if not found:
+        print("Nothing fits: see `outbox saga list --open`.", file=sys.stderr)
+        return None
+    if not args.id and not args.yes and not _agreed(found, args):
+        return None
+    return found
+
+
+def _agreed(found: Sequence[Any], args: argparse.Namespace) -> bool:
+    print(f"{args.what} {_many(found, args)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.isatty() and sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("\nNothing was done: add --yes to do it.", file=sys.stderr)
+    return False
 
 
 def _check(conn: psycopg.Connection[Any], args: argparse.Namespace, settings: Settings) -> int:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.load(args.state, role="worker")
     with connect(settings.database, name="status") as conn:
         while True:
-            status = read(conn)
+            status = read(conn, retention_age=settings.retention)
             if args.json:
                 print(json.dumps({**asdict(status), "warnings": status.warnings()}, indent=2))
                 return 0
@@ -49,8 +49,9 @@ def render(status: Status) -> str:
     log = status.log
     clock = f"runs (epoch {log['clock_epoch']})" if log["clock_runs"] else "does not run"
     age = seconds(log["tick_seconds"])
+    begins = f", from {log['first_id']:,} on kept" if log["first_id"] > 1 else ""
     parts = [
-        f"log {log['log']}: {log['last_id']:,} ids drawn; tick {log['tick']:,}, {age} old; clock {clock}",
+        f"log {log['log']}: {log['last_id']:,} ids drawn{begins}; tick {log['tick']:,}, {age} old; clock {clock}",
         table(
             ("lane", "owner", "epoch", "behind", "lag", "state", "position"),
             [
@@ -73,6 +74,15 @@ def render(status: Status) -> str:
     if status.sagas:
         states = [(s["state"], s["count"], seconds(s["oldest_seconds"])) for s in status.sagas]
         parts.append("open sagas\n" + table(("state", "sagas", "oldest"), states))
+    if status.followers:
+        rows = [(f["name"], f["tick"], f"{seconds(f['seen_seconds'])} ago", f["note"]) for f in status.followers]
+        parts.append("followers (the log is kept for them)\n" + table(("name", "tick", "seen", "what"), rows))
+    if status.scrubs:
+        done = [
+            (s["target"], s["found"], s["found"] - s["mended"], f"{seconds(s['seconds'])} ago", seconds(s["every"]))
+            for s in status.scrubs
+        ]
+        parts.append("last scrubs\n" + table(("participant", "found", "left", "begun", "every"), done))
     if status.holders:
         rows = [
             (h["prepared"] or f"pid {h['pid']}", seconds(h["seconds"]), h["state"], h["application_name"])

@@ -32,23 +32,26 @@ import inspect
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from outbox.errors import OutboxError
+from outbox.errors import SagaRefused
+from outbox.saga.form import form
 from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.run import Action, Input, Run
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 KindName = Literal["compensatable", "pivot", "retriable"]
 FunctionOf = TypeVar("FunctionOf", bound=Callable[..., Any])
-Function = Callable[["Session", Run[Input]], Any]
+Function = Callable[["Session", Run[Input]], Any] | Callable[["AsyncSession", Run[Input]], Awaitable[Any]]
 """(session, run) → the step's result."""
 Maker = Callable[[Run[Input]], Action]
 """(run) → what a maker of `run` made."""
@@ -66,15 +69,30 @@ class Options(TypedDict, total=False):
     retry: Retry
     #: Seconds from the step's begin, all tries together, after which it has failed.
     timeout: float
+    #: Nobody can take it back: the linter keeps it at the pivot or after it. Of mail this is known.
+    irreversible: bool
 
 
-class SagaRefused(OutboxError):
-    """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
+def _refuse_async(name: str, act: Act, function: object) -> None:
+    if not inspect.iscoroutinefunction(function):
+        return
+    if act is not Act.FUNCTION:
+        raise SagaRefused(
+            f"step {name!r} is async, and to make an intent or an input waits for nothing: use a plain def"
+        )
+    if find_spec("greenlet") is None:
+        raise SagaRefused(f"step {name!r} is async, which needs greenlet: pip install 'postgres-outbox[asyncio]'")
 
 
-def _refuse_async(name: str, function: object) -> None:
-    if inspect.iscoroutinefunction(function):
-        raise SagaRefused(f"the function of step {name!r} is async, and the engine awaits nothing: use a plain def")
+def _refuse_arguments(name: str, act: Act, function: Callable[..., Any]) -> None:
+    """Better where it is declared than in the engine, try after try."""
+    given = ("session", "run") if act is Act.FUNCTION else ("run",)
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError:
+        raise SagaRefused(f"what step {name!r} calls does not take ({', '.join(given)}): let it take that") from None
+    except ValueError:
+        return  # of some functions written in C nobody knows what they take
 
 
 def new_id() -> UUID:
@@ -110,8 +128,9 @@ class Step:
         """
         if self.node.act in WAITS:
             raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
-        _refuse_async(self.name, function)
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
+        _refuse_async(self.name, act, function)
+        _refuse_arguments(self.name, act, function)
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
         return function
@@ -128,22 +147,30 @@ class Saga(Generic[Input]):
         version: int = 1,
         locks: Callable[[Input], Iterable[str]] | None = None,
         lock_timeout: float = 3600.0,
+        deadline: float | None = None,
     ) -> None:
-        """`input` is a dataclass of JSON values, or `dict`.
+        """`input` is a dataclass (of text, numbers, dates, enums, other dataclasses, …: `outbox.saga.form`), or `dict`
+        for any JSON. What would not come back from JSON as it was is refused here.
 
-        Raise `version` when you change the steps: those that run keep their version, whose definition stays deployed
-        until `outbox saga check` says that none is open. `locks` names what no two sagas may work on at a time: all
-        are taken before the first step, or waited for, `lock_timeout` seconds at most.
+        Raise `version` when you change the steps, or the input by more than a field with a default: those that run keep
+        their version, whose definition stays deployed until `outbox saga check` says that none is open. `locks` names
+        what no two sagas may work on at a time: all are taken before the first step, or waited for, `lock_timeout`
+        seconds at most. `deadline`: seconds from its start after which it goes back, if it can still.
         """
         if not _NAME.fullmatch(name):
             raise SagaRefused(f"{name!r} is not a name: use lower-case letters, digits, _ and -")
-        if not 0 < lock_timeout <= LONGEST:
-            raise SagaRefused(f"lock_timeout of saga {name!r} is {lock_timeout}: give it seconds, {LONGEST:g} at most")
+        if type(version) is not int or not 0 < version < 2**31:
+            raise SagaRefused(f"version of saga {name!r} is {version!r}: use 1, and one more for each change")
+        for what, seconds in (("lock_timeout", lock_timeout), ("deadline", deadline)):
+            if seconds is not None and not 0 < seconds <= LONGEST:
+                raise SagaRefused(f"{what} of saga {name!r} is {seconds}: give it seconds, {LONGEST:g} at most")
         self.name = name
         self.version = version
         self.input = input
+        self._form = form(input, f"the input of saga {name!r}")
         self.locks = locks
         self.lock_timeout = lock_timeout
+        self.deadline = deadline
         self.steps: list[Step] = []
         self._held: list[Step] = []
         self._plan: Plan | None = None
@@ -166,9 +193,11 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
-        _refuse_async(name, do)
+        _refuse_async(name, act, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
         name = name.replace("_", "-")
+        if do is not None:
+            _refuse_arguments(name, act, do)
         if self._plan is not None:
             raise SagaRefused(f"saga {self.name!r} is in use: declare step {name!r} before it is started or loaded")
         if not _NAME.fullmatch(name.removesuffix(".release")) or name in known:
@@ -177,14 +206,20 @@ class Saga(Generic[Input]):
             numbers: tuple[int, ...] = (len(self.steps) - 1,) if self.steps else ()
         else:
             names = [after] if isinstance(after, Step | str) else list(after)
+            if foreign := [one.name for one in names if isinstance(one, Step) and one not in self.steps]:
+                raise SagaRefused(f"step {name!r} comes after {foreign[0]!r} of another saga: name one of this saga")
             texts = [(one.name if isinstance(one, Step) else one).replace("_", "-") for one in names]
             if missing := [text for text in texts if text not in known]:
                 raise SagaRefused(f"step {name!r} comes after {missing[0]!r}, which is not declared before it")
-            numbers = tuple(sorted(known[text] for text in texts))
+            numbers = tuple(sorted({known[text] for text in texts}))
+        if timeout is not None and not isinstance(timeout, int | float):
+            raise SagaRefused(f"the timeout of step {name!r} is {type(timeout).__name__}: give it seconds")
+        if kind not in list(Kind):
+            raise SagaRefused(f"step {name!r} is of the kind {kind!r}: use {', '.join(Kind)}")
         kind_ = Kind(kind)
         node = Node(
-            name, act, kind_, numbers, None, retry or (FOR_EVER if kind_ is Kind.RETRIABLE else Retry()), timeout,
-            irreversible,
+            name, act, kind_, numbers, None, retry or (FOR_EVER if kind_ is Kind.RETRIABLE else Retry()),
+            retry if act is Act.INTENT and kind_ is not Kind.RETRIABLE else None, timeout, irreversible,
         )  # fmt: skip
         step = Step(node, do, child)
         self.steps.append(step)
@@ -198,6 +233,7 @@ class Saga(Generic[Input]):
         """A step that is a function (session, run): what it writes commits with the step's outcome, once.
 
         It runs in the engine, in the engine's transaction: short work on the same database, and nothing outside of it.
+        An `async def` is given an `AsyncSession`; the engine waits for it like for any other.
         What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
         again as `retry` says.
         """
@@ -267,6 +303,8 @@ class Saga(Generic[Input]):
     def child(self, child: Saga[Any], **options: Unpack[Options]) -> Callable[[Callable[[Run[Input]], Any]], Step]:
         """A step that is another saga: a function (run) that returns its input. Done when that has completed, failed
         when that was compensated. Its compensation is a function (session, run)."""
+        if not isinstance(child, Saga):
+            raise SagaRefused(f"a child of saga {self.name!r} is {type(child).__name__}: give it a Saga")
         return cast(Callable[[Callable[[Run[Input]], Any]], Step], self._declare(Act.CHILD, None, options, child=child))
 
     def _declare(
@@ -277,7 +315,7 @@ class Saga(Generic[Input]):
             return self._add(
                 act, options.get("name") or do.__name__, do, after=options.get("after"),
                 kind=options.get("kind", "compensatable"), retry=options.get("retry"), timeout=options.get("timeout"),
-                irreversible=irreversible, child=child,
+                irreversible=options.get("irreversible", irreversible), child=child,
             )  # fmt: skip
 
         return declare if do is None else declare(do)
@@ -302,29 +340,38 @@ class Saga(Generic[Input]):
         """The steps as a value. Raises `SagaRefused` with everything that the linter found."""
         if self._plan is None:
             self._release()
-            plan = Plan(self.name, self.version, tuple(step.node for step in self.steps))
-            if found := lint(plan):
+            plan = Plan(
+                self.name, self.version, tuple(step.node for step in self.steps), self._form.text, self.deadline
+            )
+            found = lint(plan)
+            if self._starts_itself(self, ()):
+                found.append("it starts itself again through its children, so it would never be done: remove that step")
+            if found:
                 raise SagaRefused(f"saga {self.name!r} can't keep its promise: " + "; ".join(found))
             self._plan = plan
         return self._plan
+
+    @staticmethod
+    def _starts_itself(saga: Saga[Any], above: tuple[Saga[Any], ...]) -> bool:
+        return saga in above or any(
+            Saga._starts_itself(step.child, (*above, saga)) for step in saga.steps if step.child is not None
+        )
 
     def check(self) -> None:
         """Raises `SagaRefused` if the linter finds anything. For a test, or at the end of the module."""
         _ = self.plan
 
     def read(self, data: Any) -> Input:
-        """`data` (JSON) as this saga's input."""
-        return self.input(**data) if dataclasses.is_dataclass(self.input) else cast(Input, data)
+        """`data` (JSON) as this saga's input. Raises `SagaRefused` if it is of another form."""
+        return cast(Input, self._form.read(data, f"the input of saga {self.name!r}"))
 
     def written(self, value: Input) -> Any:
-        """`value` as JSON."""
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.asdict(value)
-        return value
+        """`value` as JSON. Raises `SagaRefused` if it would not come back as it is."""
+        return self._form.write(value, f"the input of saga {self.name!r}")
 
     def payload(self, value: Input, key: str | None = None) -> dict[str, Any]:
         """The payload of the intent that starts this saga."""
-        if not isinstance(value, self.input):
+        if isinstance(self.input, type) and not isinstance(value, self.input):
             raise SagaRefused(
                 f"saga {self.name!r} is started with {type(value).__name__}: give it {self.input.__name__}"
             )

@@ -35,13 +35,14 @@ def take(
 
 
 def release(conn: psycopg.Connection[Any], sagas: Sequence[UUID]) -> None:
-    """Give the locks of sagas that have ended to those that wait, and tell these."""
+    """Give the locks of sagas that have ended to those that have waited longest, and tell these.
+
+    Two statements, for any number of sagas and of those that wait.
+    """
     _serialise(conn)
-    waiting = [row[0] for row in conn.execute(sql.load("saga_lock_drop"), {"ids": list(sagas)})]
-    for saga in dict.fromkeys(waiting):
-        row = conn.execute(sql.load("saga_lock_hold"), {"saga": saga}).fetchone()
-        if row is not None and row[0]:
-            conn.execute(sql.load("saga_lock_granted"), {"saga": str(saga)})
+    names = [row[0] for row in conn.execute(sql.load("saga_lock_drop"), {"ids": list(sagas)})]
+    if names:
+        conn.execute(sql.load("saga_lock_grant"), {"names": names})
 
 
 def _serialise(conn: psycopg.Connection[Any]) -> None:

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
+from outbox.errors import SagaRefused
 from outbox.retry import Backoff
+
+LONGEST = 3e9
+"""Seconds of the longest timeout, about a century: a later time is none that a database can store."""
 
 
 class Kind(StrEnum):
@@ -45,9 +49,12 @@ WAITS = frozenset({Act.SIGNAL, Act.DELAY})
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a function, a compensation or a step after the pivot is repeated when it fails.
+    """How often a step is tried, and how long it waits in between.
 
-    Intents are repeated by their own participant's worker first; what it reports as failed has failed for good.
+    A function is tried by the engine. An intent before or at the pivot is tried by its participant's worker, which goes
+    by the step's `retry` if it has one: the same intent each time, so that a participant that knows it by its id makes
+    its effect once. A compensation, and an intent after the pivot, is tried by its worker for as long as workers do,
+    and when that has given up, again by the engine as `retry` says, with a new intent each time.
     """
 
     #: Tries in all; None: for ever.
@@ -57,9 +64,21 @@ class Retry:
     #: Seconds between tries, at most.
     limit: float = 300.0
 
+    def __post_init__(self) -> None:
+        if self.attempts is not None and (type(self.attempts) is not int or self.attempts < 1):
+            raise SagaRefused(f"Retry(attempts={self.attempts!r}): give it a number of tries in all, or None")
+        for name in ("first", "limit"):
+            if not 0 <= getattr(self, name) <= LONGEST:
+                raise SagaRefused(f"Retry({name}={getattr(self, name)!r}): give it seconds, {LONGEST:g} at most")
+
     def wait(self, tries: int) -> float:
         """Seconds to wait after `tries` failed tries."""
-        return Backoff(first=self.first, limit=self.limit).wait(max(1, tries))
+        return self.backoff.wait(max(1, tries))
+
+    @property
+    def backoff(self) -> Backoff:
+        """What a worker goes by."""
+        return Backoff(self.first, self.limit, ENDLESS if self.attempts is None else self.attempts)
 
     @property
     def span(self) -> float:
@@ -68,6 +87,9 @@ class Retry:
             return float("inf")
         return sum(min(self.limit, self.first * 2.0 ** min(n, 32)) for n in range(self.attempts - 1))
 
+
+ENDLESS = 2**31 - 1
+"""Tries that nobody ever makes."""
 
 FOR_EVER = Retry(attempts=None)
 """What a step after the pivot does by default: the saga can't go back, so it goes on trying."""
@@ -85,6 +107,8 @@ class Node:
     #: How it is undone, or None.
     undo: Act | None = None
     retry: Retry = field(default_factory=Retry)
+    #: What the worker of an intent goes by instead of its own rules, before the pivot and at it; None: by those.
+    patience: Retry | None = None
     #: Seconds from its begin after which it has failed; None: no limit. For a delay: how long it is.
     timeout: float | None = None
     #: Can't be undone, by the nature of its participant.
@@ -95,6 +119,10 @@ class Node:
         return self.act not in WAITS
 
 
+ANY = "dict[any]"
+"""The form of an input that is any JSON object."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The steps of a saga, each after those that it depends on."""
@@ -102,6 +130,10 @@ class Plan:
     name: str
     version: int
     nodes: tuple[Node, ...]
+    #: What its input looks like as JSON (`outbox.saga.form`).
+    form: str = ANY
+    #: Seconds from the start after which it goes back, if it can still; None: no limit.
+    deadline: float | None = None
 
     @cached_property
     def before(self) -> tuple[frozenset[int], ...]:
@@ -129,11 +161,9 @@ class Plan:
     def shape(self) -> str:
         """Digest of what a running saga depends on: 16 hex digits. Timeouts and retries may change under it."""
         text = repr([(n.name, n.act.value, n.kind.value, n.after, n.undo and n.undo.value) for n in self.nodes])
+        if self.form != ANY:
+            text += self.form
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-LONGEST = 3e9
-"""Seconds of the longest timeout, about a century: a later time is none that a database can store."""
 
 
 def lint(plan: Plan) -> list[str]:
@@ -145,8 +175,27 @@ def lint(plan: Plan) -> list[str]:
     if len(pivots) > 1:
         found.append(f"it has {len(pivots)} pivots ({', '.join(pivots)}): only one step can decide, keep one")
     for n, node in enumerate(plan.nodes):
+        if any(m not in range(n) for m in node.after):
+            return [f"step {node.name!r} comes after what is not before it, so it is unreachable: correct its after="]
+    for n, node in enumerate(plan.nodes):
         found += (f"step {node.name!r} {why}" for why in _wrong(plan, n, node))
+    if plan.deadline is not None and plan.deadline <= (least := _least(plan)):
+        found.append(
+            f"its deadline of {plan.deadline:g} s is over before its delays are ({least:g} s), so the steps after them "
+            "are unreachable: raise the deadline, or put the delays after the pivot"
+        )
     return found
+
+
+def _least(plan: Plan) -> float:
+    """Seconds that it takes until it is decided, if nothing takes time but its delays."""
+    counted = range(len(plan.nodes)) if plan.pivot is None else plan.before[plan.pivot]
+    ends: dict[int, float] = {}
+    for n in sorted(counted):
+        node = plan.nodes[n]
+        own = node.timeout if node.act is Act.DELAY and node.timeout else 0.0
+        ends[n] = own + max((ends[m] for m in node.after), default=0.0)
+    return max(ends.values(), default=0.0)
 
 
 def _wrong(plan: Plan, n: int, node: Node) -> list[str]:
@@ -188,11 +237,19 @@ def _wrong_time(node: Node) -> list[str]:
     wrong = []
     if node.act is Act.SIGNAL and node.timeout is None:
         wrong.append("may wait for ever: give it a timeout")
+    tried = node.act in (Act.FUNCTION, Act.INTENT) and node.kind is not Kind.RETRIABLE
+    if tried and node.timeout is None and node.retry.attempts is None:
+        wrong.append("may be tried for ever before the saga is decided: give it a timeout, or a number of tries")
     if node.timeout is not None and node.timeout <= 0:
         wrong.append("has a timeout that is over at once: give it seconds")
     elif node.timeout is not None and not node.timeout <= LONGEST:
         wrong.append(f"has a timeout that never comes: give it {LONGEST:g} s at most")
-    elif node.act is Act.FUNCTION and node.timeout is not None and node.timeout < node.retry.span:
+    elif (
+        node.act is Act.FUNCTION
+        and node.timeout is not None
+        and node.retry.attempts is not None  # without an end of tries, the timeout is what ends them
+        and node.timeout < node.retry.span
+    ):
         wrong.append(
             f"times out after {node.timeout:g} s, before its {node.retry.attempts} tries are over "
             f"(up to {node.retry.span:g} s): raise the timeout or lower the tries"

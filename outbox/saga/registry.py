@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from outbox.errors import NotReady
-from outbox.saga.definition import Saga, SagaRefused
+from outbox.errors import NotReady, SagaRefused
+from outbox.saga.definition import Saga
 
 Definitions = dict[tuple[str, int], Saga[Any]]
 """(name, version) → definition."""

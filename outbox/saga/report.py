@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import psycopg
 
 from outbox import sql
+from outbox.errors import Fenced
 from outbox.lane import Lane
 
 
@@ -19,22 +20,41 @@ class Report(NamedTuple):
     """What became of one intent."""
 
     id: int
-    #: unknown: it may have happened, and its worker died of it.
+    #: unknown: it may have happened, and nobody will ever know.
     verdict: Literal["applied", "failed", "void", "unknown"]
     error: str = ""
 
 
-def send(conn: psycopg.Connection[Any], reports: Sequence[Report]) -> None:
-    """Append an outcome for the engine for each; what wasn't applied is void from now on."""
+def send(conn: psycopg.Connection[Any], lane: Lane, reports: Sequence[Report]) -> None:
+    """Append an outcome for the engine for each; what wasn't applied is void from now on.
+
+    Of intents of this lane only. Raises `Fenced` when it has another owner.
+    """
     if reports:
-        conn.execute(
+        row = conn.execute(
             sql.load("saga_report"),
             {
+                "target": lane.target,
+                "lane": lane.lane,
+                "epoch": lane.epoch,
                 "ids": [r.id for r in reports],
                 "verdicts": [r.verdict for r in reports],
                 "errors": [r.error for r in reports],
             },
-        )
+        ).fetchone()
+        if row is None or not row[0]:
+            raise Fenced(f"lane {lane} has a new owner: it reports nothing")
+
+
+def send_of_actors(conn: psycopg.Connection[Any], reports: Sequence[Report]) -> None:
+    """The same for messages of actors. One that is running may outlive its lane's owner: its holder reports it."""
+    if reports:
+        parameters = {
+            "ids": [r.id for r in reports],
+            "verdicts": [r.verdict for r in reports],
+            "errors": [r.error for r in reports],
+        }
+        conn.execute(sql.load("actor_report"), parameters)
 
 
 def void(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[int, bool]:

@@ -69,6 +69,8 @@ class Verdict(StrEnum):
     VOID = "void"
     #: It may have happened, and nobody will ever know.
     UNKNOWN = "unknown"
+    #: Left out by an operator, where a step must succeed.
+    SKIPPED = "skipped"
 
 
 class Step(NamedTuple):

@@ -7,7 +7,7 @@ changed by somebody else since it was loaded: only the owner of its lane may.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,7 +19,7 @@ from outbox.errors import Fenced
 from outbox.saga import machine, states
 from outbox.saga.definition import Saga
 from outbox.saga.states import Decision, SagaState, StepState
-from outbox.sql.array import array
+from outbox.sql.array import array, plain
 
 
 class Note(NamedTuple):
@@ -29,6 +29,16 @@ class Note(NamedTuple):
     what: str
     detail: str = ""
     who: str = ""
+
+
+class Early(NamedTuple):
+    """What came before the start of its saga."""
+
+    #: The intent.
+    id: int
+    action: str
+    #: Its payload, as text.
+    body: str
 
 
 class Timer(NamedTuple):
@@ -105,7 +115,7 @@ def load(
             found[saga] = Unreadable(name, version, "is not deployed: deploy its definition, see `outbox saga check`")
             continue
         if definition.plan.shape != shape:
-            why = "was started with other steps than are deployed under this version: see `outbox saga check`"
+            why = "was started with other steps, or another input, than are deployed: see `outbox saga check`"
             found[saga] = Unreadable(name, version, why)
             continue
         begun = states.Saga(SagaState(state), Decision(decision), (), frozenset(signals), reason)
@@ -128,22 +138,56 @@ def load(
     return found
 
 
+def early(conn: psycopg.Connection[Any], ids: Collection[UUID]) -> dict[UUID, list[Early]]:
+    """What has come before the starts of these sagas, in order."""
+    found: dict[UUID, list[Early]] = {}
+    if ids:
+        for number, saga, action, body in conn.execute(sql.load("saga_early"), {"ids": list(ids)}):
+            found.setdefault(saga, []).append(Early(number, action, body))
+    return found
+
+
+def keep(conn: psycopg.Connection[Any], kept: Mapping[UUID, Sequence[Early]], taken: Collection[UUID]) -> None:
+    """Keep what came too early, and forget what the sagas `taken` have taken along."""
+    rows = [(saga, one) for saga, several in kept.items() for one in several]
+    if rows:
+        conn.execute(
+            sql.load("saga_early_put"),
+            {
+                "id": plain(one.id for _, one in rows),
+                "saga": plain(saga for saga, _ in rows),
+                "action": array(one.action for _, one in rows),
+                "payload": array(one.body for _, one in rows),
+            },
+        )
+    if taken:
+        conn.execute(sql.load("saga_early_drop"), {"ids": list(taken)})
+
+
 def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
     """Write everything that has changed, in a handful of statements for any number of sagas."""
     touched = [r for r in records if r.touched or r.revision == 0]
     _save_sagas(conn, [r for r in touched if r.revision == 0], [r for r in touched if r.revision])
+    # What happened comes before what followed from it, in the order of their times too.
+    notes = [(r.id, note) for r in touched for note in r.notes]
+    if notes:
+        conn.execute(
+            sql.load("saga_event_put"),
+            {"saga": array(s for s, _ in notes)}
+            | {name: array(getattr(n, name) for _, n in notes) for name in Note._fields},
+        )
     steps = [(r, n) for r in touched for n in sorted(r.changed)]
     if steps:
         conn.execute(
             sql.load("saga_step_put"),
             {
-                "saga": array(r.id for r, _ in steps),
+                "saga": plain(r.id for r, _ in steps),
                 "step": array(r.definition.plan.nodes[n].name for r, n in steps),
-                "place": array(n for _, n in steps),
-                "state": array(r.state.steps[n].state.value for r, n in steps),
-                "round": array(r.state.steps[n].round for r, n in steps),
-                "tries": array(r.state.steps[n].tries for r, n in steps),
-                "intent": array(r.intents[n] for r, n in steps),
+                "place": plain(n for _, n in steps),
+                "state": plain(r.state.steps[n].state.value for r, n in steps),
+                "round": plain(r.state.steps[n].round for r, n in steps),
+                "tries": plain(r.state.steps[n].tries for r, n in steps),
+                "intent": plain(r.intents[n] for r, n in steps),
                 "result": array(None if r.results[n] is None else json.dumps(r.results[n]) for r, n in steps),
                 "error": array(r.errors[n][:500] for r, n in steps),
             },
@@ -160,13 +204,6 @@ def save(conn: psycopg.Connection[Any], records: Iterable[Record]) -> None:
             {"saga": array(s for s, _ in timers)}
             | {name: array(getattr(t, name) for _, t in timers) for name in Timer._fields},
         )
-    notes = [(r.id, note) for r in touched for note in r.notes]
-    if notes:
-        conn.execute(
-            sql.load("saga_event_put"),
-            {"saga": array(s for s, _ in notes)}
-            | {name: array(getattr(n, name) for _, n in notes) for name in Note._fields},
-        )
     recalled = [intent for r in touched for intent in r.recalled]
     if recalled:
         conn.execute(sql.load("saga_recall"), {"ids": recalled})
@@ -182,28 +219,28 @@ def _save_sagas(conn: psycopg.Connection[Any], new: Sequence[Record], old: Seque
             {
                 **_common(new),
                 "name": array(r.definition.name for r in new),
-                "version": array(r.definition.version for r in new),
+                "version": plain(r.definition.version for r in new),
                 "shape": array(r.definition.plan.shape for r in new),
                 "key": array(r.key for r in new),
                 "input": array(r.body for r in new),
-                "parent": array(r.parent for r in new),
-                "parent_intent": array(r.parent_intent for r in new),
+                "parent": plain(r.parent for r in new),
+                "parent_intent": plain(r.parent_intent for r in new),
             },
         )
     if old:
-        done = conn.execute(sql.load("saga_update"), {**_common(old), "revision": array(r.revision for r in old)})
+        done = conn.execute(sql.load("saga_update"), {**_common(old), "revision": plain(r.revision for r in old)})
         if done.rowcount != len(old):
             raise Fenced("another engine has changed a saga of this lane: this one stops")
 
 
 def _common(records: Sequence[Record]) -> dict[str, Any]:
     return {
-        "id": array(r.id for r in records),
-        "state": array(r.state.state.value for r in records),
-        "decision": array(r.state.decision.value for r in records),
-        "signals": array(json.dumps(sorted(r.state.signals)) for r in records),
+        "id": plain(r.id for r in records),
+        "state": plain(r.state.state.value for r in records),
+        "decision": plain(r.state.decision.value for r in records),
+        "signals": array(json.dumps(sorted(r.state.signals)) if r.state.signals else "[]" for r in records),
         "reason": array(r.state.reason[:500] for r in records),
-        "ended": array(r.state.state in states.ENDED for r in records),
+        "ended": plain(r.state.state in states.ENDED for r in records),
     }
 
 

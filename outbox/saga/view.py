@@ -15,7 +15,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from outbox import sql
-from outbox.errors import NotReady
+from outbox.errors import NotReady, SagaRefused
+from outbox.saga.definition import Saga
+from outbox.saga.plan import ANY
 from outbox.saga.registry import Definitions
 from outbox.saga.states import ENDED
 
@@ -45,8 +47,8 @@ class Shown(NamedTuple):
     events: list[dict[str, Any]]
 
 
-def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int) -> list[dict[str, Any]]:
-    """The newest sagas that fit, `limit` at most."""
+def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int | None) -> list[dict[str, Any]]:
+    """The newest sagas that fit, `limit` at most (None: all)."""
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             sql.load("saga_find"),
@@ -60,6 +62,17 @@ def find(conn: psycopg.Connection[Any], choice: Choice, *, limit: int) -> list[d
                 "limit": limit,
             },
         ).fetchall()
+
+
+def stuck(
+    conn: psycopg.Connection[Any], choice: Choice, *, saga: UUID | None, step: str | None, limit: int | None
+) -> list[tuple[UUID, str]]:
+    """The stuck steps of open sagas that fit `choice` (but for its states): of one saga, of one name, or all."""
+    rows = conn.execute(
+        sql.load("saga_find_stuck"),
+        {"id": saga, "name": choice.name, "key": choice.key, "older": choice.older, "step": step, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 def show(conn: psycopg.Connection[Any], saga: UUID) -> Shown:
@@ -113,5 +126,21 @@ def uncontinued(conn: psycopg.Connection[Any], definitions: Definitions) -> list
         if definition is None:
             lacking.append({**row, "why": "not deployed"})
         elif definition.plan.shape != row["shape"]:
-            lacking.append({**row, "why": "its steps differ: give the new ones a version of their own"})
+            lacking.append({**row, "why": "its steps or its input differ: give the new ones a version of their own"})
+        elif definition.plan.form != ANY and (unread := _unread(conn, definition, row)):
+            lacking.append(unread)
     return lacking
+
+
+def _unread(conn: psycopg.Connection[Any], definition: Saga[Any], row: dict[str, Any]) -> dict[str, Any] | None:
+    """Open sagas of a definition whose input it can't read: of a field with a default, or an enum, the shape knows
+    nothing."""
+    why, since = "", []
+    with conn.transaction(), conn.cursor(name="outbox_saga_inputs") as cursor:
+        for data, started in cursor.execute(sql.load("saga_open_input"), row):
+            try:
+                definition.read(data)
+            except SagaRefused as error:
+                why = str(error)
+                since.append(started)
+    return {**row, "sagas": len(since), "oldest": min(since), "why": why} if since else None

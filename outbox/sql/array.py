@@ -17,3 +17,8 @@ def array(values: Iterable[object]) -> str:
     # Between quotes only these two characters mean something.
     quoted = ["null" if v is None else '"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values]
     return "{" + ",".join(quoted) + "}"
+
+
+def plain(values: Iterable[object]) -> str:
+    """The same for numbers, booleans, UUIDs and names of states, which have nothing to be quoted. None is null."""
+    return "{" + ",".join(["null" if v is None else str(v) for v in values]) + "}"

@@ -1,6 +1,6 @@
 -- Purpose: parked intents that an operator asks for, in the order of the log.
 -- Locks: none. Tables: outbox.parked, outbox.log, outbox.lane (read). Called by: outbox.decision.find.
-select p.id, p.target, l.action, p.key, p.reason, p.attempts, p.deaths,
+select p.id, p.target, coalesce(l.action, 'put') as action, p.key, p.reason, p.attempts, p.deaths,
        coalesce(p.trying = a.epoch and a.owner is not null, false) as trying,
        p.retry_at, extract(epoch from p.retry_at - outbox.now())::float8 as retry_seconds,
        p.parked_at, extract(epoch from outbox.now() - p.parked_at)::float8 as parked_seconds, p.error

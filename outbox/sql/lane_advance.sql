@@ -5,6 +5,6 @@
 with fence as (
   select from outbox.lane where target = %(target)s and lane = %(lane)s and epoch = %(epoch)s for share
 )
-insert into outbox.position (target, lane, epoch, tick, upto, after)
-select %(target)s, %(lane)s, %(epoch)s, %(tick)s, %(upto)s, %(after)s from fence
+insert into outbox.position (target, lane, epoch, tick, upto, after, own)
+select %(target)s, %(lane)s, %(epoch)s, %(tick)s, %(upto)s, %(after)s, %(own)s from fence
 returning seq

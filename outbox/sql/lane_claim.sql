@@ -3,7 +3,8 @@
 --   that went away without releasing, with a batch in hand, and without moving the position (unless the caller is itself that owner,
 --   back after it had lost the database). A row that is locked is an owner's who is writing: nothing is waited for,
 --   because an owner that was cut off in a transaction holds it until the server's patience is over.
--- Locks: the lane row. Tables: outbox.lane (update), outbox.position (read). Called by: outbox.lane.claim.
+-- Locks: the lane row. Tables: outbox.lane (update), outbox.participant, outbox.position (read).
+-- Called by: outbox.lane.claim.
 with prior as (
   select * from outbox.lane
    where target = %(target)s and lane = %(lane)s
@@ -21,6 +22,6 @@ update outbox.lane l
        suspect = null,
        deaths_seq = stand.seq,
        state = 'draining', reason = null, state_since = outbox.now()
-  from prior, stand
- where l.target = prior.target and l.lane = prior.lane
-returning l.epoch, l.slot_low, l.slot_high, l.deaths, prior.owner is not null as unclean
+  from prior, stand, outbox.participant p
+ where l.target = prior.target and l.lane = prior.lane and p.target = prior.target
+returning l.epoch, l.slot_low, l.slot_high, l.deaths, prior.owner is not null as unclean, p.lanes, p.generation

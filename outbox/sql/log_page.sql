@@ -1,6 +1,7 @@
 -- Purpose: one page of batch(j -> k): what is visible in snapshot k and not in snapshot j, in order of id.
 --   The first branch finds stragglers (transactions that ran at tick j) by (xid, id), one at a time, so that
---   one of a million rows is paged too; the second finds everything younger by id.
+--   one of a million rows is paged too; the second finds everything younger by id. j and k are of one era, and so
+--   are the ids: a straggler's from `first` on, because an earlier era's xids are another server's.
 -- Why `floor` of j and not its `low`: see docs/explanation/log-and-ticks.md.
 -- Locks: none. Tables: outbox.log (read). Called by: outbox.log.page.
 (select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text
@@ -9,7 +10,7 @@
          select * from outbox.log
           -- xid = s.xid and id > after, in the words that only the index on (xid, id) can serve in order: with the
           -- plain ones, a partition of few large transactions looks cheaper to read whole.
-          where (xid, id) > (s.xid, %(after)s) and xid <= s.xid
+          where (xid, id) > (s.xid, greatest(%(after)s, %(first)s - 1)) and xid <= s.xid
             and target = %(target)s and slot between %(slot_low)s and %(slot_high)s
           order by xid, id limit %(limit)s) as l
   order by l.id limit %(limit)s)

@@ -17,4 +17,4 @@ update outbox.parked p
    set attempts = p.attempts + 1, deaths = p.deaths + 1, trying = fence.epoch,
        retry_at = outbox.now() + make_interval(secs => %(wait)s)
   from ready, fence where p.id = ready.id
-returning p.id, p.attempts, p.deaths
+returning p.id, p.attempts, p.deaths, p.doubtful

@@ -1,6 +1,7 @@
 -- Purpose: one saga. Locks: none. Tables: outbox.saga, outbox.saga_plan, outbox.saga_lock (read).
 -- Called by: outbox.saga.view.show.
-select s.id, s.name, s.version, s.shape, s.key, s.state, s.decision, s.reason, s.parent, s.started_at, s.ended_at,
+select s.id, s.name, s.version, s.shape, s.key, s.state, s.decision, s.reason, s.parent, s.input, s.started_at,
+       s.ended_at,
        extract(epoch from coalesce(s.ended_at, outbox.now()) - s.started_at)::float8 as seconds,
        coalesce((select p.nodes from outbox.saga_plan p
                   where p.name = s.name and p.version = s.version and p.shape = s.shape), '[]') as nodes,

@@ -1,3 +1,3 @@
 -- Purpose: which intents may have had an effect, of a participant whose attempts are recorded.
 -- Locks: none. Tables: outbox.receipt (read). Called by: outbox.saga.report.tried.
-select id from outbox.receipt where id = any(%(ids)s)
+select r.id from outbox.receipt r where r.id = any(%(ids)s) and outbox.saga_traced(r)

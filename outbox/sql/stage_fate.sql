@@ -8,7 +8,8 @@
 --               inside its payload, like the input of a saga that has not ended
 --     done      every intent that names it is behind every lane, and none of them is parked
 --   All of it in one snapshot: a transaction that commits meanwhile counts as running. A transaction too old
---   for pg_xact_status is taken as committed, so that its intents decide.
+--   for pg_xact_status is taken as committed, so that its intents decide. An intent that names the file has
+--   committed whatever this server says of its xid, which can be of an earlier era.
 -- Locks: none. Tables: outbox.log, outbox.parked, outbox.saga, pg_locks (read); by outbox.reached the lanes and ticks.
 -- Called by: workers.sweeper.
 with stage as materialized (
@@ -31,16 +32,17 @@ with stage as materialized (
     from ended e
    cross join lateral (select id, target, key, payload from outbox.log where xid = e.xid) as l
    cross join lateral jsonb_path_query(l.payload, 'strict $.**.stage') as found (stage)
-   where e.status = 'committed'
 ), named as materialized (
-  select m.xid, m.id, m.target, m.name,
+  select m.id, m.xid, m.target, m.name,
          -- A saga that has ended has published it, or never will.
          m.top is distinct from m.name
          and not (m.target = 'saga' and exists (select from outbox.saga g
                                                  where g.id::text = m.key and g.ended_at is not null)) as deep
     from mention m join stage s on s.name = m.name and s.xid = m.xid
 ), passed as materialized (
-  select xid, target, outbox.reached(xid, target) as reached from (select distinct xid, target from named) as n
+  -- By the last intent: whichever era it is of, a lane that has passed that one has passed them all.
+  select xid, target, outbox.reached(xid, target, id) as reached
+    from (select xid, target, max(id) as id from named group by xid, target) as n
 ), use as (
   select n.name,
          bool_or(n.deep or not p.reached or exists (select from outbox.parked k where k.id = n.id)) as pending
@@ -48,8 +50,8 @@ with stage as materialized (
    group by n.name
 )
 select s.name,
-       case when e.status <> 'committed' then e.status
-            when u.name is null then 'unused'
-            when u.pending then 'pending'
-            else 'done' end
+       case when u.pending then 'pending'
+            when u.name is not null then 'done'
+            when e.status <> 'committed' then e.status
+            else 'unused' end
   from stage s join ended e on e.xid = s.xid left join use u on u.name = s.name

@@ -25,12 +25,18 @@ select s.target, s.lane, s.epoch, s.owner is not null as owned, s.place,
      from (select l.created_at from outbox.log l
             where l.target = s.target and l.slot between s.slot_low and s.slot_high
               and l.id > greatest(t.floor, s.after) and l.id <= n.high
-              and not pg_visible_in_snapshot(l.xid, t.snapshot) and pg_visible_in_snapshot(l.xid, n.snapshot)
+              and not outbox.shows(t.first, t.high, t.snapshot, l.xid, l.id)
+              and outbox.shows(n.first, n.high, n.snapshot, l.xid, l.id)
            union all
            select l.created_at from outbox.log l
             where l.target = s.target and l.slot between s.slot_low and s.slot_high
-              and l.xid = any (array(select pg_snapshot_xip(t.snapshot))) and l.id <= t.floor and l.id > s.after
-              and pg_visible_in_snapshot(l.xid, n.snapshot)
+              and l.xid = any (array(select pg_snapshot_xip(t.snapshot))) and l.id <= t.floor
+              and l.id > greatest(s.after, t.first - 1) and outbox.shows(n.first, n.high, n.snapshot, l.xid, l.id)
+           union all
+           -- From the first tick, the base comes before the log.
+           select b.created_at from outbox.base b, outbox.horizon h
+            where t.high = 0 and b.target = s.target and b.slot between s.slot_low and s.slot_high
+              and b.id > s.after and b.id < h.id
            union all
            select l.created_at from outbox.log l where l.id = any (s.open)
             limit %(limit)s) as waiting

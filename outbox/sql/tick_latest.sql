@@ -1,2 +1,2 @@
 -- Purpose: the newest tick. Locks: none. Tables: outbox.tick (read). Called by: outbox.tick.latest.
-select id, floor, low, high, snapshot::text, nonce, at from outbox.tick order by id desc limit 1
+select id, floor, low, high, snapshot::text, nonce, at, first from outbox.tick order by id desc limit 1

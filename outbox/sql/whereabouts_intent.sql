@@ -2,7 +2,7 @@
 -- Locks: none. Tables: outbox.log, outbox.tick, outbox.lane (read). Called by: outbox.whereabouts.find.
 select l.id, l.target, l.action, l.key, l.slot, l.xid::text as xid, l.due, l.saga::text as saga, l.created_at,
        octet_length(l.payload::text) as payload_bytes, l.payload::text as payload,
-       pg_visible_in_snapshot(l.xid, n.snapshot) as ticked,
+       outbox.shows(n.first, n.high, n.snapshot, l.xid, l.id) as ticked,
        c.owner is not null and c.lease_until > outbox.now() as clock_runs,
        case when c.state = 'stopped' then c.reason end as clock_stopped
   from outbox.log l, outbox.lane c, (select * from outbox.tick order by id desc limit 1) n

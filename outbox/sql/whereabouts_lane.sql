@@ -14,20 +14,20 @@ select s.target, s.lane, s.epoch, s.place, s.state, s.reason,
        s.owner is not null and s.lease_until > outbox.now() as drained, s.in_hand,
        i.log || '/' || t.id || '.' || t.nonce
          || case when s.upto > 0 then '+' || s.upto || '@' || s.after else '' end as position,
-       coalesce(pg_visible_in_snapshot(%(xid)s::text::xid8, t.snapshot), false)
-         or (s.after >= %(id)s and coalesce(pg_visible_in_snapshot(%(xid)s::text::xid8, u.snapshot), false)) as passed,
+       coalesce(outbox.shows(t.first, t.high, t.snapshot, %(xid)s::text::xid8, %(id)s), false)
+         or (s.after >= %(id)s and coalesce(outbox.shows(u.first, u.high, u.snapshot, %(xid)s::text::xid8, %(id)s), false)) as passed,
        (select p.at from outbox.position p
           join outbox.tick pt on pt.id = p.tick
           left join outbox.tick pu on pu.id = p.upto
          where p.target = s.target and p.lane = s.lane
-           and (pg_visible_in_snapshot(%(xid)s::text::xid8, pt.snapshot)
-                or (p.after >= %(id)s and coalesce(pg_visible_in_snapshot(%(xid)s::text::xid8, pu.snapshot), false)))
+           and (outbox.shows(pt.first, pt.high, pt.snapshot, %(xid)s::text::xid8, %(id)s)
+                or (p.after >= %(id)s and coalesce(outbox.shows(pu.first, pu.high, pu.snapshot, %(xid)s::text::xid8, %(id)s), false)))
          order by p.seq limit 1) as passed_at,
        (select count(*) from (
           select from outbox.log l
            where l.target = s.target and l.slot between s.slot_low and s.slot_high
              and l.id > greatest(t.floor, s.after) and l.id < %(id)s
-             and not pg_visible_in_snapshot(l.xid, t.snapshot)
+             and not outbox.shows(t.first, t.high, t.snapshot, l.xid, l.id)
            limit %(limit)s) as before) as before
   from stand s
  cross join outbox.identity i

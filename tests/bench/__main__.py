@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, saga, saga_latency
+from tests.bench import blob, index, latency, log, orm, resilver, retention, saga, saga_latency, scrub
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -42,15 +42,18 @@ BENCHMARKS: dict[str, Benchmark] = {
     "log-1e6": log.large,
     "log-held": log.held,
     "index": index.measure,
+    "resilver": resilver.measure,
     "blob": blob.measure,
     "blob-memory": blob.memory,
+    "scrub": scrub.measure,
     "latency": latency.measure,
     "saga": saga.measure,
     "saga-latency": saga_latency.measure,
     "saga-kept": saga.kept,
+    "retention": retention.measure,
 }
 
-LONG = frozenset({"log-1e6", "saga-kept"})
+LONG = frozenset({"log-1e6", "resilver", "saga-kept"})
 """Left out of `--quick` unless they are named."""
 
 

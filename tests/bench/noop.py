@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from outbox.intent import Intent
-from outbox.participant import APPLIED, Doubt, Evidence, Item, LaneView, Outcome
+from outbox.participant import APPLIED, Outcome, Participant
 from outbox.position import Position
 from outbox.settings import Settings
 from workers import process
@@ -21,43 +20,21 @@ from workers import process
 TARGET = "noop"
 
 
-class Noop:
+class Noop(Participant):
     """Counts what it is given."""
 
     batch_limit = 5000
     #: Never cuts a page of what is measured here.
     batch_bytes = 16_000_000
-    records_attempts = False
 
     def __init__(self, *, from_start: bool = False) -> None:
         """`from_start`: claims to be empty, so that a lane begins at the log's first intent each time."""
         self.keeps_position = from_start
         self.count = 0
 
-    def open(self, lane: LaneView) -> None:
-        pass
-
-    def position(self) -> Position | None:
-        return None
-
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
         self.count += len(batch)
         return [APPLIED] * len(batch)
-
-    def known(self, receipts: Mapping[int, dict[str, Any]]) -> None:
-        pass
-
-    def settle(self, batch: Sequence[Intent]) -> None:
-        pass
-
-    def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
-        return [(Evidence.UNKNOWN, None) for _ in doubts]
-
-    def inventory(self) -> Iterator[Item]:
-        return iter(())
-
-    def close(self) -> None:
-        pass
 
 
 class Stopwatch(Noop):

@@ -17,6 +17,7 @@ import pytest
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
 from outbox.actor import OutboxBroker
+from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
 from outbox.cli.why import document
@@ -27,7 +28,7 @@ from outbox.parked import Reason
 from outbox.participant import Verdict
 from outbox.position import Position, Token
 from outbox.receipt import Record
-from outbox.saga.definition import Saga, SagaRefused
+from outbox.saga.definition import Saga
 from outbox.saga.states import SagaState, StepState
 from outbox.session import BlobVerbs, IndexVerbs, MailVerbs, Outbox
 from outbox.settings import Settings
@@ -186,15 +187,15 @@ def test_each_function_is_documented(admin: psycopg.Connection[Any]) -> None:
 
 def errors(root: type[BaseException] = OutboxError) -> dict[str, type[BaseException]]:
     """All of the product's own; modules that have some must be imported here."""
-    assert {BlobMissing, Unreachable, SagaRefused, search.QueryInvalid}
+    assert {ArchiveDamaged, BlobMissing, Unreachable, search.QueryInvalid}
     found = {root.__name__: root}
     for kind in root.__subclasses__():
         if kind.__module__ in (
             "outbox.errors",
+            "outbox.archive",
             "outbox.blob",
             "outbox.database",
             "outbox.search",
-            "outbox.saga.definition",
         ):
             found |= errors(kind)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -90,12 +91,21 @@ def test_index_i1_i2_i8_stops_at_a_restored_log_and_is_filled_again_as_the_statu
     site.start("clock")
     worker = site.start("index")
 
-    # Then: the lane stops before anything is written, and the status says what to do
+    # Then: the lane stops before anything is written, the clock too, and the status says what to do
     stopped = until(partial(reason, site), "the lane is stopped")
     assert "restored to an earlier time" in stopped
+    until(lambda: "outbox adopt" in " ".join(status.read(site.admin).warnings()), "the status says it")
+    assert set(digests(site)) == {"early", "lost"}
+
+    # And: done so, the others go on, and the index says what is to be done about it
+    command = [sys.executable, "-m", "outbox", "adopt", "--yes"]
+    environment = site.environment | {"OUTBOX_DATABASE": server.url("outbox_operator", DATABASE)}
+    subprocess.run(command, env=environment, check=True, timeout=LIMIT)
     shard = site.home / "index" / "00"
     move = f"mv {shard} {shard}.refused"
     until(lambda: move in " ".join(status.read(site.admin).warnings()), "the status says it")
+    until(lambda: site.one("select max(id) > min(e.opened) from outbox.tick, (select opened from outbox.era "
+                           "order by number desc limit 1) e"), "the clock ticks")  # fmt: skip
     assert set(digests(site)) == {"early", "lost"}
 
     # And: done so, the same worker goes on by itself, and there is no ghost of the lost time

@@ -49,6 +49,7 @@ def test_live_goes_on_from_the_base_when_a_part_of_the_log_was_dropped(bench: Be
         "insert into outbox.base (target, key, id, payload, created_at) values ('sink', 'old', 1, '1', now()), "
         "('sink', 'changed', 2, '2', now()), ('sink', 'gone', 3, '3', now()), ('other', 'else', 4, '4', now())"
     )
+    bench.admin.execute("update outbox.horizon set id = 11")
     bench.admin.execute("select setval('outbox.log_id', 10)")
     _emit(bench, "put", "changed", 20)
     _emit(bench, "delete", "gone")

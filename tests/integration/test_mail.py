@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from outbox.errors import Ambiguous, NotReady, Permanent, Unavailable
 from outbox.intent import Intent
 from outbox.participant import Doubt, Evidence, LaneView, Outcome, Participant, Verdict
 from tests.fixtures.mail import CUT, DOMAIN, KnownEvidence, Peer, mail_intent, participant
-from workers.evidence import Finding, NoEvidence, log_time
+from workers.evidence import Finding, MaildirEvidence, NoEvidence, log_time
 from workers.mail import MailParticipant
 from workers.relay import Relay, smtp_target
 from workers.smtp import SmtpSession
@@ -366,3 +367,33 @@ def test_evidence_reads_the_time_of_a_log_line() -> None:
     assert log_time(b"Jan  2 09:00:00 host x", now) == datetime(2026, 1, 2, 9).astimezone()
     for line in (b"", b"\n", b"\xff\xfe", b"Foo 99 00:00:00 host", b"Feb 31 00:00:00 host x"):
         assert log_time(line, now) is None
+
+
+@pytest.mark.parametrize(
+    ("evidence", "policy", "said"),
+    [
+        (KnownEvidence(TOKEN_LOST), "resend", Evidence.UNKNOWN),
+        (KnownEvidence(TOKEN_LOST), "drop", Evidence.APPLIED),
+        (KnownEvidence(Finding(Evidence.APPLIED, {"": "QX"})), "resend", Evidence.APPLIED),
+        (NoEvidence(), "resend", Evidence.UNKNOWN),
+        (NoEvidence(), "hold", Evidence.UNKNOWN),
+    ],
+)
+def test_mail_i3_absence_is_no_proof_when_the_database_was_restored(
+    peer: Peer, evidence: KnownEvidence | NoEvidence, policy: str, said: Evidence
+) -> None:
+    mail = participant(peer.url, evidence)
+    doubt = Doubt(mail_intent(1, in_doubt=policy), datetime.now(UTC), {}, adopted=True)
+    assert [answer for answer, _ in mail.probe([doubt])] == [said]
+    mail.close()
+
+
+def test_mail_i3_absence_is_proof_when_the_database_was_restored_and_the_evidence_lasts(
+    peer: Peer, tmp_path: Path
+) -> None:
+    for folder in ("new", "cur"):
+        (tmp_path / folder).mkdir()
+    mail = participant(peer.url, MaildirEvidence(tmp_path))
+    doubt = Doubt(mail_intent(1), datetime.now(UTC), {}, adopted=True)
+    assert [answer for answer, _ in mail.probe([doubt])] == [Evidence.NOT_APPLIED]
+    mail.close()

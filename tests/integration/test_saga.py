@@ -303,7 +303,7 @@ def test_saga_parked_intent_is_withdrawn_when_its_step_times_out(rig: Rig) -> No
     sink_step(saga, "a")
     sink_step(saga, "b", timeout=30.0)
     rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
-    rig.sink.fate["b"] = RETRY
+    rig.sink.fate["b"] = RETRY._replace(untouched=True)
     started = rig.start(saga, {})
     rig.settle()
     assert rig.parked() == {"retry": ["b"]}

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+import workers.engine
 from outbox import Saga
 from outbox import lane as lanes
 from outbox.participant import Outcome, Verdict
@@ -64,6 +65,46 @@ def test_saga_i7_is_either_or_when_it_is_cancelled_after_an_effect_that_nobody_r
     assert rig.done()[-1] == last
     # A sink that is rebuilt from the log applies it as well.
     assert rig.admin.execute("select count(*) from outbox.saga_void").fetchone() == (0,)
+
+
+def test_saga_i2_hears_of_an_effect_that_nobody_recorded_when_its_intent_was_a_straggler(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id is below the position that is recorded, because its transaction ended after a later one's."""
+    # Given: a sink that keeps its own position, and an engine that is slow to commit: meanwhile, another intent with
+    # a higher id is applied, and that is recorded
+    rig.sink.keeps_position = True
+    rig.sink.batch_limit = 1
+    saga: Saga[dict[str, Any]] = Saga("straggler", dict)
+    sink_step(saga, "a")
+    rig.deploy(saga)
+    rig.clock.step()
+    rig.sink.own = lanes.Lane.stand(rig.sinker.lane, rig.conn)
+    others: list[int] = []
+
+    def slow(name: str) -> None:
+        if name == "saga.written" and not others:
+            others.append(rig.emit("other", "other"))
+            rig.clock.step()
+            while rig.sinker.step():
+                pass
+
+    monkeypatch.setattr(workers.engine, "hit", slow)
+    started = rig.start(saga, {})
+    rig.clock.step()
+    while rig.engine.step():
+        pass
+    row = rig.admin.execute("select intent from outbox.saga_step where step = 'a'").fetchone()
+    assert row is not None
+    assert row[0] < others[0]
+    # When: the sink's worker applies it, and dies before that is recorded
+    rig.clock.step()
+    die_unrecorded(rig)
+    assert rig.done() == ["other", "a"]
+    rig.settle()
+    # Then
+    assert rig.state(started) == "completed"
+    assert rig.done() == ["other", "a"]
 
 
 def test_saga_i3_recalled_intent_is_not_applied_when_its_worker_died_after_it_had_answered(rig: Rig) -> None:
@@ -192,3 +233,40 @@ def test_saga_i4_operator_s_word_on_an_undo_under_way_is_not_taken_for_a_failed_
     rig.settle()
     # One failed try of the new round, and not two.
     assert rig.admin.execute("select state, tries from outbox.saga_step where step = 'g'").fetchone() == ("undoing", 1)
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_saga_i7_undoes_an_effect_that_nobody_recorded_when_the_next_worker_is_refused(rig: Rig, parked: bool) -> None:
+    """A participant may say no to what it has already."""
+    saga: Saga[dict[str, Any]] = Saga("refused", dict)
+    step = saga.intent(name="a")(lambda run: run.emit("sink", "put", "a", "a"))
+    step.undo(lambda run: run.emit("sink", "put", "u", "undo a"))
+    if parked:
+        rig._sink = rig.reader(backoff=Backoff(first=3600, limit=3600))
+        rig.sink.fate["a"] = RETRY._replace(untouched=True)
+    started = rig.start(saga, {})
+    rig.settle(sink=parked)
+    # Given: an effect, at the first try or at another one, whose worker died before it was recorded
+    if parked:
+        assert rig.parked() == {"retry": ["a"]}
+        rig.sink.fate.clear()
+        rig.admin.execute("update outbox.parked set retry_at = outbox.now()")
+        rig.sinker._attempts.record = _dies  # type: ignore[method-assign, assignment]
+        rig.sinker._parked_at = -10.0
+        with pytest.raises(Killed):
+            rig.sinker.step()
+        rig.kill_sink()
+        rig.admin.execute("update outbox.parked set retry_at = outbox.now()")
+    else:
+        die_unrecorded(rig)
+    assert rig.done() == ["a"]
+    # When: the next one is refused
+    rig.sink.fate["a"] = POISON
+    rig.settle()
+    # Then
+    assert rig.state(started) == "compensated"
+    assert rig.done() == ["a", "undo a"]
+
+
+def _dies(*_: Any) -> None:
+    raise Killed

@@ -51,6 +51,10 @@ def returns_much(_session: Session) -> list[str]:
     return ["x" * 100] * 1000
 
 
+def returns_numbers(_session: Session) -> list[float]:
+    return [1e300] * 300  # 2 KB in Python, and 90 KB as Postgres prints it
+
+
 def returns_no_json(_session: Session) -> object:
     return object()
 
@@ -64,7 +68,7 @@ def swallows(session: Session) -> None:
 
 @pytest.mark.parametrize(
     "unruly",
-    [commits, commits_by_block, says_nul, says_surrogate, returns_nul, returns_much,
+    [commits, commits_by_block, says_nul, says_surrogate, returns_nul, returns_much, returns_numbers,
      returns_no_json, swallows],
 )  # fmt: skip
 def test_saga_function_fails_alone_and_leaves_nothing_when_it_is_unruly(
@@ -141,3 +145,34 @@ def test_saga_i7_goes_back_when_its_intent_is_for_nobody(rig: Rig) -> None:
     rig.settle()
     assert rig.state(started) == "compensated"
     assert "there is no participant 'indx'" in rig.reason(started)
+
+
+@pytest.mark.parametrize("payload", [{"numbers": [1e300] * 300}, {"small": [1e-300] * 300}], ids=["large", "small"])
+def test_saga_i7_goes_back_alone_when_the_numbers_of_its_intent_are_longer_than_they_look(
+    rig: Rig, payload: Any
+) -> None:
+    saga: Saga[dict[str, Any]] = Saga("numbers", dict)
+    function_step(saga, "f")
+    saga.intent(name="n", kind="pivot")(lambda run: run.emit("sink", "put", "k", payload))
+    started = rig.start(saga, {})
+    other = rig.start(innocent(), {})
+    rig.settle()
+    assert (rig.state(started), rig.state(other)) == ("compensated", "completed")
+    assert "the limit is 65,536" in rig.reason(started)
+    assert rig.things() == {"fine": 1}
+
+
+def test_saga_i7_goes_back_alone_when_the_input_of_its_child_is_too_large(rig: Rig) -> None:
+    child: Saga[dict[str, Any]] = Saga("child", dict)
+    function_step(child, "c")
+    saga: Saga[dict[str, Any]] = Saga("parent", dict)
+    function_step(saga, "f")
+    sub = saga.child(child, name="sub")(lambda _run: {"text": "x" * 65_500})
+    sub.undo(lambda _session, _run: None)
+    rig.deploy(child)
+    started = rig.start(saga, {})
+    other = rig.start(innocent(), {})
+    rig.settle()
+    assert (rig.state(started), rig.state(other)) == ("compensated", "completed")
+    assert "step 'sub' failed: the payload is" in rig.reason(started)
+    assert rig.parked() == {}

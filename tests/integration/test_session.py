@@ -22,6 +22,7 @@ from outbox.errors import (
     UnknownTarget,
     WaitTimeout,
 )
+from outbox.intent import _spelled_out, payload_text
 from tests.fixtures.lanes import Bench
 
 
@@ -176,6 +177,9 @@ def test_session_writes_many_intents_in_one_statement(
         ({"x": "\ud800"}, PayloadInvalid),
         ({"x": 10**5000}, PayloadInvalid),
         ({1: "x"}, PayloadInvalid),
+        # 301 digits each, as Postgres prints them.
+        ([1e300] * 218, PayloadTooLarge),
+        ([{"x": -1e-300}] * 250, PayloadTooLarge),
     ],
 )
 def test_session_refuses_a_payload_before_the_commit_and_goes_on(
@@ -197,9 +201,24 @@ def test_session_refuses_what_is_nested_too_deeply(sessions: sessionmaker[Sessio
         outbox.emit(session, "index", "put", "k", deep)
 
 
-def test_session_says_so_when_postgres_finds_a_payload_too_large(
-    sessions: sessionmaker[Session], outbox: Outbox, logged: Any
+@pytest.mark.parametrize(
+    "payload",
+    [[1e300] * 200, [1.5e-300, -2.25e17, 1e16, 1e15, 1e-4, 1e-5, 5e-324, -0.5], "1e300", {"1e+9": 0}],
+)
+def test_session_measures_a_payload_as_postgres_prints_it(
+    sessions: sessionmaker[Session], outbox: Outbox, admin: psycopg.Connection[Any], payload: Any
 ) -> None:
+    with sessions.begin() as session:
+        outbox.emit(session, "index", "put", "k", payload)
+    row = admin.execute("select octet_length(payload::text) from outbox.log").fetchone()
+    assert row == (len(payload_text(payload)) + _spelled_out(payload),)
+
+
+def test_session_says_so_when_postgres_finds_a_payload_too_large(
+    sessions: sessionmaker[Session], outbox: Outbox, logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: it was measured wrongly
+    monkeypatch.setattr("outbox.intent._spelled_out", lambda _payload: 0)
     with sessions() as session:
         outbox.emit(session, "index", "put", "k", [1e300] * 1000)
         with pytest.raises(PayloadTooLarge, match="64 KiB"):

@@ -9,51 +9,29 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from outbox.intent import Intent
-from outbox.participant import APPLIED, Doubt, Evidence, Item, LaneView, Outcome
+from outbox.participant import APPLIED, Outcome, Participant
 from outbox.position import Position
 from outbox.settings import Settings
 from workers import process
 
 
-class Witness:
+class Witness(Participant):
     """Appends a line `key operation` for each intent; durable when it returns."""
 
     batch_limit = 20
-    batch_bytes = 1_000_000
-    records_attempts = False
-    keeps_position = False
 
     def __init__(self, file: Path) -> None:
         self._file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def open(self, lane: LaneView) -> None:
-        pass
-
-    def position(self) -> Position | None:
-        return None
 
     def apply(self, batch: Sequence[Intent], position: Position | None) -> Sequence[Outcome]:
         lines = "".join(f"{intent.key} {intent.payload['op']}\n" for intent in batch)
         os.write(self._file, lines.encode())  # one call: whole or not at all, for a kill
         os.fsync(self._file)
         return [APPLIED] * len(batch)
-
-    def known(self, receipts: Mapping[int, dict[str, Any]]) -> None:
-        pass
-
-    def settle(self, batch: Sequence[Intent]) -> None:
-        pass
-
-    def probe(self, doubts: Sequence[Doubt]) -> Sequence[tuple[Evidence, dict[str, Any] | None]]:
-        return [(Evidence.UNKNOWN, None) for _ in doubts]
-
-    def inventory(self) -> Iterator[Item]:
-        return iter(())
 
     def close(self) -> None:
         os.close(self._file)

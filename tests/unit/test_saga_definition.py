@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from outbox import Retry, Saga
-from outbox.errors import IntentRefused
+from outbox.errors import IntentRefused, SagaRefused
 from outbox.intent import Intent
-from outbox.saga.definition import SagaRefused
-from outbox.saga.plan import Kind
+from outbox.saga.plan import Act, Kind, Node, Plan, lint
 from outbox.saga.run import Action, BlobMaker, IndexMaker, MailMaker, Run
 
 Definition = Saga[dict[str, Any]]
@@ -24,6 +24,10 @@ def do(run: Any) -> Any:
 
 def function(session: Any, run: Any) -> None:
     """Does nothing."""
+
+
+def bound(_first: int, _session: Any, _run: Any) -> None:
+    """For `partial`."""
 
 
 def undone(saga: Definition, name: str, **options: Any) -> Any:
@@ -82,6 +86,36 @@ def pivot_with_compensation(saga: Definition) -> None:
     saga.intent(name="p", kind="pivot")(do).undo(do)
 
 
+def tried_for_ever(saga: Definition) -> None:
+    saga.function(name="f", retry=Retry(attempts=None))(function).undo(function)
+
+
+def irreversible_before_the_pivot(saga: Definition) -> None:
+    saga.intent(name="a", irreversible=True)(do).undo(do)
+    saga.intent(name="p", kind="pivot")(do)
+
+
+def retriable_beside_the_pivot(saga: Definition) -> None:
+    saga.intent(name="p", kind="pivot", after=())(do)
+    saga.intent(name="r", kind="retriable", after=())(do)
+
+
+def itself(saga: Definition) -> None:
+    saga.child(saga, name="again")(do).undo(function)
+
+
+def itself_by_another(saga: Definition) -> None:
+    other: Definition = Saga("other", dict)
+    saga.child(other, name="o")(do).undo(function)
+    other.child(saga, name="s")(do).undo(function)
+
+
+def child_without_compensation(saga: Definition) -> None:
+    other: Definition = Saga("other", dict)
+    undone(other, "a")
+    saga.child(other, name="o")(do)
+
+
 def nothing(saga: Definition) -> None:
     """No steps."""
 
@@ -101,6 +135,12 @@ def nothing(saga: Definition) -> None:
         (timeout_after_the_pivot, "can't time out"),
         (pivot_with_compensation, "is the pivot and has a compensation"),
         (nothing, "has no steps"),
+        (tried_for_ever, "may be tried for ever"),
+        (irreversible_before_the_pivot, "can't be undone and stands before the pivot"),
+        (retriable_beside_the_pivot, "nothing before it is the pivot"),
+        (itself, "starts itself again"),
+        (itself_by_another, "starts itself again"),
+        (child_without_compensation, "has no compensation"),
     ],
 )
 def test_linter_refuses_what_can_not_keep_the_promise_and_says_why(
@@ -108,8 +148,43 @@ def test_linter_refuses_what_can_not_keep_the_promise_and_says_why(
 ) -> None:
     saga: Definition = Saga("wrong", dict)
     declare(saga)
-    with pytest.raises(SagaRefused, match=why):
+    with pytest.raises(SagaRefused, match=why) as caught:
         saga.check()
+    for reason in str(caught.value).split("; "):
+        assert any(
+            word in reason.split(":")[-1] for word in ("give", "make", "put", "keep", "add", "name", "raise", "remove")
+        )
+
+
+def test_linter_finds_what_is_unreachable() -> None:
+    """Steps can only be declared in an order; a plan made by hand can say anything."""
+    late = Node("a", Act.FUNCTION, after=(1,), undo=Act.FUNCTION)
+    assert "unreachable" in lint(Plan("p", 1, (late, Node("b", Act.FUNCTION, undo=Act.FUNCTION))))[0]
+    saga: Definition = Saga("night", dict, deadline=3600)
+    undone(saga, "a")
+    saga.delay("night", 8 * 3600)
+    undone(saga, "b")
+    with pytest.raises(SagaRefused, match="deadline of 3600 s is over before its delays"):
+        saga.check()
+    after: Definition = Saga("night", dict, deadline=3600)
+    after.intent(name="p", kind="pivot")(do)
+    after.delay("night", 8 * 3600)
+    after.check()
+
+
+def test_linter_lets_a_timeout_end_tries_that_have_no_number() -> None:
+    saga: Definition = Saga("patient", dict)
+    saga.function(name="f", timeout=60, retry=Retry(attempts=None))(function).undo(function)
+    saga.check()
+
+
+def test_linter_knows_no_cycle_in_a_child_that_is_used_twice() -> None:
+    other: Definition = Saga("other", dict)
+    undone(other, "a")
+    saga: Definition = Saga("twice", dict)
+    for name in ("one", "two"):
+        saga.child(other, name=name)(do).undo(function)
+    saga.check()
 
 
 def test_linter_accepts_a_graph_with_waits(run: Run[dict[str, Any]]) -> None:
@@ -168,6 +243,9 @@ def test_definition_refuses_names_that_are_wrong_twice_or_late() -> None:
         undone(saga, "b", after="later")
     with pytest.raises(SagaRefused, match="not a name"):
         Saga("Big Name", dict)
+    elsewhere: Definition = Saga("elsewhere", dict)
+    with pytest.raises(SagaRefused, match="of another saga"):
+        undone(saga, "b", after=undone(elsewhere, "a"))
     saga.check()
     with pytest.raises(SagaRefused, match="in use"):
         undone(saga, "c")
@@ -176,11 +254,11 @@ def test_definition_refuses_names_that_are_wrong_twice_or_late() -> None:
 def test_definition_refuses_what_the_engine_could_not_run() -> None:
     saga: Definition = Saga("unrunnable", dict)
 
-    async def later(_session: Any, _run: Any) -> None:
-        """Nobody would await it."""
+    async def later(_run: Any) -> Any:
+        """There is nothing to wait for."""
 
     with pytest.raises(SagaRefused, match="async"):
-        saga.function(later)
+        saga.intent(later)  # type: ignore[arg-type]
     wait = saga.signal("wait", timeout=float("inf"))
     with pytest.raises(SagaRefused, match="only waits"):
         wait.undo(lambda _session, _run: None)
@@ -189,6 +267,35 @@ def test_definition_refuses_what_the_engine_could_not_run() -> None:
     for seconds in (float("nan"), float("inf"), 0.0):
         with pytest.raises(SagaRefused, match="lock_timeout"):
             Saga("locks", dict, lock_timeout=seconds)
+
+
+@pytest.mark.parametrize(
+    ("declare", "why"),
+    [
+        (lambda saga: saga.function(name="f", kind="maybe")(function), "of the kind 'maybe': use compensatable, pivot"),
+        (lambda saga: saga.function(name="f", timeout="5")(function), "is str: give it seconds"),
+        (lambda saga: saga.function(name="f")(do), r"does not take \(session, run\)"),
+        (lambda saga: saga.intent(name="i")(function), r"does not take \(run\)"),
+        (lambda saga: saga.intent(name="i")(do).undo(function), r"does not take \(run\)"),
+        (lambda saga: saga.child("other", name="c")(do), "give it a Saga"),
+        (lambda _saga: Retry(attempts=0), "a number of tries in all, or None"),
+        (lambda _saga: Retry(first=float("nan")), "give it seconds"),
+        (lambda _saga: Retry(limit=-1), "give it seconds"),
+        (lambda _saga: Saga("v", dict, version=0), "version"),
+        (lambda _saga: Saga("v", dict, version="2"), "version"),  # type: ignore[arg-type]
+        (lambda _saga: Saga("v", dict, deadline=0), "deadline"),
+    ],
+)
+def test_definition_refuses_at_once_what_would_fail_later(declare: Callable[[Definition], Any], why: str) -> None:
+    with pytest.raises(SagaRefused, match=why):
+        declare(Saga("wrong", dict))
+
+
+def test_definition_takes_functions_that_take_more_or_hide_what_they_take() -> None:
+    saga: Definition = Saga("callables", dict)
+    saga.function(name="a")(lambda *_: None).undo(partial(bound, 1))
+    saga.function(name="b")(lambda *_: None).undo(function)
+    saga.check()
 
 
 @dataclass

@@ -6,17 +6,19 @@ participants. All of its states are visited, and the promise (I7) is checked in 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from outbox.saga import machine as m
 from outbox.saga import states as s
-from outbox.saga.plan import Act, Kind, Node, Plan, Retry
+from outbox.saga.plan import Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.states import Decision, SagaState, StepState, Verdict
+from tests.docs.pages import DOCS, sections
 
 TWICE = Retry(attempts=2)
 
@@ -38,6 +40,7 @@ PLANS = {
     "functions": (node("a", act=Act.FUNCTION), node("b", 0), node("c", 1, act=Act.FUNCTION)),
     "pivot with a timeout": (node("a"), node("p", 0, kind=Kind.PIVOT, timeout=1.0), retriable("r", 1)),
     "approval": (node("a"), node("ok", 0, act=Act.SIGNAL, timeout=1.0), node("p", 1, kind=Kind.PIVOT)),
+    "function as the pivot": (node("a"), node("p", 0, act=Act.FUNCTION, kind=Kind.PIVOT, timeout=9.0)),
     "delay": (node("a", timeout=1.0), node("wait", 0, act=Act.DELAY, timeout=1.0), node("b", 1)),
 }
 
@@ -61,7 +64,8 @@ class World(NamedTuple):
     #: Per step: 0 not happened, 1 happened, 2 happened and undone.
     effects: tuple[int, ...]
     cancelled: bool = False
-    signalled: bool = False
+    #: The name of the signal that came, with a minus before it if it refused.
+    signalled: str = ""
     helped: bool = False
 
 
@@ -82,6 +86,9 @@ def after(plan: Plan, world: World, event: s.Event) -> World:
                 assert not same, f"two tries of one step at a time: {same}"
                 if undo:
                     check_undo(plan, saga, world, n)
+                if not isinstance(event, s.Rang):
+                    # A try has a name of its own, or its answer could be taken for that of another one.
+                    assert one[1:] > world.saga.steps[n][1:], "a try is named like an earlier one"
                 flights.add(Flight(n, undo, one.round, one.tries))
             case s.Recall(n):
                 flights = {f._replace(recalled=True) if f.step == n else f for f in flights}
@@ -115,11 +122,20 @@ def moves(plan: Plan, world: World) -> Iterator[World]:
         yield after(plan, world._replace(cancelled=True), s.Cancelled("why"))
     if not world.signalled:
         for name, accepted in product([one.name for one in plan.nodes if one.act is Act.SIGNAL], (True, False)):
-            yield after(plan, world._replace(signalled=True), s.Signalled(name, accepted))
+            came = world._replace(signalled=name if accepted else f"-{name}")
+            yield after(plan, came, s.Signalled(name, accepted))
     if not world.helped:
-        for n, step in enumerate(world.saga.steps):
-            if step.state is StepState.STUCK:
-                yield from help_(plan, world._replace(helped=True), n)
+        for n in range(len(plan.nodes)):
+            yield from decisions(plan, world._replace(helped=True), n)
+
+
+def decisions(plan: Plan, world: World, n: int) -> Iterator[World]:
+    """What an operator may do about a step."""
+    state = world.saga.steps[n].state
+    if state is StepState.STUCK:
+        yield from help_(plan, world, n)
+    elif state in m._FLYING and plan.nodes[n].act is Act.INTENT:
+        yield from resolve(plan, world, n)
 
 
 def help_(plan: Plan, world: World, n: int) -> Iterator[World]:
@@ -129,6 +145,17 @@ def help_(plan: Plan, world: World, n: int) -> Iterator[World]:
     for happened in (True, False):
         truth = 2 if world.saga.decision is Decision.ABORT and happened else int(happened)
         yield after(plan, world._replace(effects=put(world.effects, n, truth)), s.Resolved(n, happened))
+
+
+def resolve(plan: Plan, world: World, n: int) -> Iterator[World]:
+    """What an operator may say about a step that is under way: then what is in flight must not happen any more."""
+    rest = world._replace(flights=frozenset(f for f in world.flights if f.step != n))
+    undo = world.saga.steps[n].state is StepState.UNDOING
+    for happened in (True, False):
+        event = s.Resolved(n, happened)
+        assert s.Recall(n) in m.step(plan, world.saga, event)[1], "it may still happen"
+        effect = (2 if undo else 1) if happened else int(undo)
+        yield after(plan, rest._replace(effects=put(rest.effects, n, effect)), event)
 
 
 def put(effects: tuple[int, ...], n: int, value: int) -> tuple[int, ...]:
@@ -147,6 +174,10 @@ def answers(plan: Plan, world: World, flight: Flight) -> Iterator[World]:
         verdicts += [(Verdict.UNKNOWN, world.effects[n]), (Verdict.UNKNOWN, happened)]
     if flight.recalled:
         verdicts.append((Verdict.VOID, world.effects[n]))
+    if not function and not world.helped and (flight.undo or plan.nodes[n].kind is Kind.RETRIABLE):
+        # An operator leaves it out, at its participant: then it is for people to know.
+        skipped = s.Outcome(n, flight.round, flight.tries, Verdict.SKIPPED, "error")
+        yield after(plan, rest._replace(helped=True), skipped)
     for verdict, effect in verdicts:
         event = s.Outcome(n, flight.round, flight.tries, verdict, "error")
         yield after(plan, rest._replace(effects=put(rest.effects, n, effect)), event)
@@ -155,7 +186,7 @@ def answers(plan: Plan, world: World, flight: Flight) -> Iterator[World]:
 def check(plan: Plan, world: World) -> None:
     check_progress(plan, world)
     check_promise(plan, world)
-    check_duplicates(plan, world.saga)
+    check_signals(plan, world)
 
 
 def check_progress(plan: Plan, world: World) -> None:
@@ -168,7 +199,18 @@ def check_progress(plan: Plan, world: World) -> None:
         assert saga.state in (*s.ENDED, SagaState.STUCK), saga
     if saga.state is SagaState.STUCK:
         assert saga.reason
+        assert not any(one.state in m._FLYING for one in saga.steps), "stuck, and something goes on by itself"
         assert any(one.state is StepState.STUCK for one in saga.steps)
+
+
+def check_signals(plan: Plan, world: World) -> None:
+    """A signal counts, whether it came before its step or after."""
+    for node, one in zip(plan.nodes, world.saga.steps, strict=True):
+        if node.act is Act.SIGNAL:
+            if one.state is StepState.RUNNING:
+                assert not world.signalled, "it waits for what has come"
+            if one.state is StepState.DONE:
+                assert world.signalled == node.name
 
 
 def check_promise(plan: Plan, world: World) -> None:
@@ -192,24 +234,108 @@ def check_duplicates(plan: Plan, saga: s.Saga) -> None:
         for number, tries, verdict in product(range(1, one.round + 1), range(2), Verdict):
             if one.state not in m._FLYING or (number, tries) != (one.round, one.tries):
                 assert m.step(plan, saga, s.Outcome(n, number, tries, verdict)) == (saga, []), (n, number, tries)
+        for number, tries in product(range(1, one.round + 1), range(3)):
+            if number < one.round or tries != one.tries:
+                assert m.step(plan, saga, s.Rang(n, "retry", number, tries)) == (saga, []), (n, number, tries)
+            if number < one.round:
+                assert m.step(plan, saga, s.Rang(n, "timeout", number)) == (saga, []), (n, number)
+
+
+def explore(plan: Plan) -> Iterator[World]:
+    """Every world that can follow, once."""
+    first = begin(plan)
+    seen, todo = {first}, deque([first])
+    while todo:
+        world = todo.popleft()
+        yield world
+        for found in moves(plan, world):
+            if found not in seen:
+                seen.add(found)
+                todo.append(found)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_machine_i7_ends_either_or_in_every_order_of_events(name: str) -> None:
     # Given: a plan that the linter accepts
     plan = Plan(name, 1, PLANS[name])
+    assert lint(plan) == []
     # When: every world that can follow is visited
-    first = begin(plan)
-    seen, todo = {first}, deque([first])
+    count = 0
     ends: set[SagaState] = set()
-    while todo:
-        world = todo.popleft()
+    sagas: set[s.Saga] = set()
+    for world in explore(plan):
         check(plan, world)
+        if world.saga not in sagas:
+            sagas.add(world.saga)
+            check_duplicates(plan, world.saga)
         ends.add(world.saga.state)
-        for found in moves(plan, world):
-            if found not in seen:
-                seen.add(found)
-                todo.append(found)
+        count += 1
     # Then: the promise held in each of them, and all ends were reached
     assert {SagaState.COMPLETED, SagaState.COMPENSATED, SagaState.STUCK} <= ends
-    assert len(seen) > 50
+    assert count > 50
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_machine_i7_does_nothing_while_a_saga_waits_for_its_locks(name: str) -> None:
+    plan = Plan(name, 1, PLANS[name])
+    waits = m.begin(plan)
+    events: list[s.Event] = [s.Signalled("ok"), s.Signalled("ok", accepted=False)]
+    for n in range(len(plan.nodes)):
+        events += [s.Outcome(n, 0, 0, Verdict.APPLIED), s.Rang(n, "timeout", 0), s.Rang(n, "retry", 0, 1)]
+        events += [s.Retried(n), s.Skipped(n), s.Resolved(n, happened=True)]
+    for event in events:
+        saga, commands = m.step(plan, waits, event)
+        assert saga._replace(signals=frozenset()) == waits, event
+        assert all(isinstance(command, s.Refused) for command in commands), event
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+class Watched(list[s.Step]):
+    """The steps of a transition, which note each change of a state."""
+
+    def __init__(self, steps: list[s.Step], arrows: set[tuple[str, str]]) -> None:
+        super().__init__(steps)
+        self._arrows = arrows
+
+    def __setitem__(self, n: Any, step: Any) -> None:
+        if self[n].state is not step.state:
+            self._arrows.add((self[n].state.value, step.state.value))
+        super().__setitem__(n, step)
+
+
+def arrows_of_the_page(heading: str) -> set[tuple[str, str]]:
+    (picture,) = re.findall(r"```mermaid\n(.*?)```", sections(DOCS / "explanation/states.md", 2)[heading], re.DOTALL)
+    return set(re.findall(r"^ *(\S+) --> ([^\s:]+)", picture, re.MULTILINE))
+
+
+def test_states_machine_goes_every_way_in_the_pictures_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given: a machine that notes every change of a state, of a saga and of its steps
+    of_sagas: set[tuple[str, str]] = {("[*]", "waiting"), ("[*]", "running")}
+    of_steps: set[tuple[str, str]] = {("[*]", "pending")}
+
+    class Watching(m._Walk):
+        def __init__(self, plan: Plan, saga: s.Saga) -> None:
+            super().__init__(plan, saga)
+            self.steps = Watched(self.steps, of_steps)
+            self.was = saga.state
+
+        def result(self) -> tuple[s.Saga, list[s.Command]]:
+            saga, commands = super().result()
+            if saga.state is not self.was:
+                of_sagas.add((self.was.value, saga.state.value))
+            return saga, commands
+
+    monkeypatch.setattr(m, "_Walk", Watching)
+    # When: every order of events is gone through, and one in which it is cancelled while it waits for its locks
+    for name, nodes in PLANS.items():
+        plan = Plan(name, 1, nodes)
+        m.step(plan, m.begin(plan), s.Cancelled("why"))
+        for world in explore(plan):
+            if world.saga.state in s.ENDED:
+                of_sagas.add((world.saga.state.value, "[*]"))
+                of_steps |= {(step.state.value, "[*]") for step in world.saga.steps}
+    # Then: those are the arrows of the pictures
+    assert arrows_of_the_page("A saga") == of_sagas
+    assert arrows_of_the_page("A step") == of_steps

@@ -61,9 +61,10 @@ def test_production(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(capsys.readouterr().out, encoding="utf-8")
     programs = read(file)
     assert programs.pop("socket") == str(directory / "supervisor.sock")
-    assert set(programs) == set(supervisor.WORKERS)
+    assert set(programs) == {*supervisor.WORKERS, "scrub"}
     for name, program in programs.items():
-        assert program["argv"] == ["/opt/my venv/bin/outbox", "--verbose", "work", name]
+        words = ["scrub", "--scheduled"] if name == "scrub" else ["work", name]
+        assert program["argv"] == ["/opt/my venv/bin/outbox", "--verbose", *words]
         assert program["directory"] == str(directory)
         assert program["log"] == str(directory / "log" / f"{name}.log")
         assert program["environment"]["OUTBOX_BLOBS"] == str(directory / "blobs")
@@ -108,7 +109,7 @@ def test_production_has_a_program_for_each_lane_when_told_so(
     file = tmp_path / "supervisord.conf"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
     programs = read(file)
-    assert set(programs) == {"socket", "clock", "index-0", "index-1", "blob", "mail", "saga"}
+    assert set(programs) == {"socket", "clock", "index-0", "index-1", "blob", "mail", "saga", "scrub"}
     assert programs["index-1"]["argv"] == ["outbox", "work", "index", "--lane", "1"]
 
 

@@ -177,7 +177,7 @@ class Ledger:
             self._store(conn, [p.id for p in parkings])
         if forget:
             conn.execute(sql.load("actor_forget"), {"ids": sorted(forget)})
-        report.send(conn, [r for holding in holdings for r in holding.reports if r.id not in done])
+        report.send_of_actors(conn, [r for holding in holdings for r in holding.reports if r.id not in done])
 
     def _own(self, conn: Connection) -> None:
         """Messages with rows of their own: as far as they are still ours."""
@@ -199,7 +199,7 @@ class Ledger:
         self._store(conn, [row.id for row in self._rows if row.id in mine])
         if forget := sorted(self._forget & mine):
             conn.execute(sql.load("actor_forget"), {"ids": forget})
-        report.send(conn, [told for number, told in self._told.items() if number in mine])
+        report.send_of_actors(conn, [told for number, told in self._told.items() if number in mine])
 
     def _store(self, conn: Connection, ids: Sequence[int]) -> None:
         kept = {number: self._kept[number] for number in ids if number in self._kept}

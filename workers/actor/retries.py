@@ -94,7 +94,7 @@ def _give_up(conn: Connection, holdings: Sequence[Holding]) -> None:
         steps = [number for number, of_saga in rows if of_saga]
         if steps:
             parked.remove(conn, steps)
-            report.send(conn, [Report(number, "unknown", _DEADLY) for number in steps])
+            report.send_of_actors(conn, [Report(number, "unknown", _DEADLY) for number in steps])
 
 
 def _lanes(holdings: Sequence[Holding]) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def _behind(settings: Settings, last: Token | None) -> int | None:
             picture = status.read(conn)
             # The counts are of what the newest tick shows: that must include the last commit.
             reached = last is None or conn.execute(
-                "select bool_and(outbox.reached(%s::text::xid8, target)) from unnest(%s::text[]) target",
-                (last.xid, ["index", "blob", "mail", "saga"]),
+                "select bool_and(outbox.reached(%s::text::xid8, target, %s)) from unnest(%s::text[]) target",
+                (last.xid, last.id, ["index", "blob", "mail", "saga"]),
             ).fetchone() == (True,)
             # One that is stuck waits for an operator; the check will see it.
             row = conn.execute(

@@ -73,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
         (process.run_clock if args.target == "clock" else _receipts)(settings, stop)
     else:
         if args.participant:
-            make = _named(args.participant)
+            make = named(args.participant)
         else:
-            make = _maker(settings, args.target) if args.target in TARGETS else _contributed(args.target)
+            make = _maker(settings, args.target) if args.target in TARGETS else contributed(args.target)
         process.run(settings, args.target, make, stop, until_idle=args.until_idle, lane=args.lane)
     return 0
 
 
-def _named(name: str) -> Callable[[], Participant]:
+def named(name: str) -> Callable[[], Participant]:
     """What `MODULE:NAME` names. The working directory is searched last, so that nothing in it hides a module."""
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
@@ -95,7 +95,7 @@ def _named(name: str) -> Callable[[], Participant]:
     return cast("Callable[[], Participant]", found)
 
 
-def _contributed(target: str) -> Callable[[], Participant]:
+def contributed(target: str) -> Callable[[], Participant]:
     """The participant that an installed package has for this target."""
     for point in entry_points(group="outbox.participants", name=target):
         return cast("Callable[[], Participant]", point.load())

@@ -8,6 +8,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from outbox import generation
+from outbox.errors import NotReady
+from outbox.search import shards
 from outbox.settings import Settings, is_bucket, required
 from workers.doctor import Findings
 
@@ -20,7 +23,27 @@ def index(settings: Settings) -> Findings:
     found = find_spec("xapian") is not None
     advice = "pip install 'postgres-outbox[workers]', or use the distribution's python3-xapian"
     yield "xapian", found, "installed" if found else "not installed", advice
-    yield from _directory(required(settings.index, "OUTBOX_INDEX"))
+    directory = required(settings.index, "OUTBOX_INDEX")
+    yield from _directory(directory)
+    if found:
+        yield from _generations(directory)
+
+
+def _generations(directory: Path) -> Findings:
+    """What a resilver would bring up to date, or has left behind."""
+    from workers.index import format_of_documents  # noqa: PLC0415 - Xapian may not be there
+    from workers.shard import format_of  # noqa: PLC0415
+
+    current = generation.current(directory)
+    with suppress(NotReady):
+        old = [shard.name for shard in shards(directory) if format_of(shard) not in (None, format_of_documents())]
+        said = f"shard {', '.join(old)} made by another version" if old else "documents are made as this version does"
+        advice = "they go on; `outbox resilver index` makes all of them anew, so that searches treat them alike"
+        yield "format", not old, said, advice
+    left = [f"g{number}" for number in generation.folders(directory) if number != current]
+    said = f"{', '.join(left)} beside the one in use" if left else "one"
+    advice = "a resilver is under way, or was given up (`outbox operations list`): the next one removes what is left"
+    yield "generations", not left, said, advice
 
 
 def blobs(settings: Settings) -> Findings:

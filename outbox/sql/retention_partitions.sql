@@ -1,0 +1,12 @@
+-- Purpose: the partitions that are full, the oldest first: what they hold, since when everything in them is committed,
+--   and where they are archived.
+-- Locks: none. Tables: outbox.partition, outbox.tick, outbox.archive, the sequence, the catalog (read).
+-- Called by: outbox.retention.plan.
+select p.name, p.first, p.until, greatest(0, c.reltuples)::bigint as intents, pg_total_relation_size(c.oid) as bytes,
+       t.id as cut, t.at, extract(epoch from outbox.now() - t.at)::float8 as seconds, a.place, a.name as archive
+  from outbox.log_id q, outbox.partition p
+  join pg_class c on c.relname = p.name and c.relnamespace = 'outbox'::regnamespace
+  left join outbox.tick t on t.id = outbox.cut(p.until)
+  left join outbox.archive a on a.first = p.first
+ where p.until <= case when q.is_called then q.last_value + 1 else q.last_value end
+ order by p.first

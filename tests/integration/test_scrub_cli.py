@@ -1,0 +1,200 @@
+"""The command `outbox scrub` as a process: what it prints, its exit status, its plan, kills at every failpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from base64 import b64encode
+from typing import Any
+
+import psycopg
+import pytest
+
+from outbox.blob import BlobStore
+from outbox.failpoint import NAMES
+from tests.fixtures.site import LIMIT, Site, until
+from workers.shard import xapian
+
+
+class Depot:
+    """A site whose participants hold something, drained, and the command as an operator runs it."""
+
+    def __init__(self, site: Site, operator_url: str, operator: psycopg.Connection[Any]) -> None:
+        self.site, self.operator = site, operator
+        self.store = BlobStore(site.home / "blobs")
+        self.environment = site.environment | {"OUTBOX_DATABASE": operator_url, "OUTBOX_MAIL_EVIDENCE": "none"}
+
+    def fill(self) -> list[str]:
+        """Documents and blobs. → the digests, of which the log has the bytes."""
+        digests = []
+        for n in range(8):
+            self.site.emit(f"note/{n}", f"words of {n}")
+            digest = hashlib.sha256(b"%d" % n).hexdigest()
+            body = {"digest": digest, "size": 1, "bytes": b64encode(b"%d" % n).decode()}
+            self.site.admin.execute("select outbox.emit('blob', 'put', %s, %s)", (digest, json.dumps(body)))
+            digests.append(digest)
+        self.drain()
+        return digests
+
+    def drain(self) -> None:
+        clock = self.site.start("clock")
+        workers = [self.site.start(target, "--until-idle") for target in ("index", "blob")]
+        for worker in workers:
+            assert worker.wait(LIMIT) == 0
+        clock.terminate()
+        clock.wait(LIMIT)
+
+    def damage_index(self) -> None:
+        db = xapian.WritableDatabase(str(self.site.home / "index" / "00"), xapian.DB_OPEN)
+        db.delete_document("Qnote/2")
+        db.close()
+
+    def damage_blob(self, digest: str) -> None:
+        path = self.store.path(digest)
+        path.chmod(0o640)
+        path.write_bytes(b"!")
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "outbox", "scrub", *words], env=self.environment | environment, check=False,
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=2 * LIMIT,
+        )  # fmt: skip
+
+    def states(self) -> list[str]:
+        return [row[0] for row in self.operator.execute("select state from outbox.operation order by id")]
+
+
+@pytest.fixture
+def depot(site: Site, operator_url: str, operator: psycopg.Connection[Any]) -> Depot:
+    return Depot(site, operator_url, operator)
+
+
+def test_scrub_command_tells_repairs_and_is_content_in_the_end(depot: Depot) -> None:
+    digests = depot.fill()
+    # Given nothing wrong: status 0, a table for each participant
+    done = depot.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[:2] for line in done.stdout.splitlines() if not line.startswith("participant")] == [
+        ["index", "8"], ["blob", "8"],
+    ]  # fmt: skip
+    # Given a document lost and a blob damaged: status 1, and JSON that says so
+    depot.damage_index()
+    depot.damage_blob(digests[3])
+    done = depot.run("--json")
+    assert done.returncode == 1
+    index, blob = json.loads(done.stdout)
+    assert (index["participant"], index["found"], index["counts"], index["items"]) == ("index", 1, {"missing": 1}, 8)
+    assert [(each["kind"], each["key"]) for each in blob["findings"]] == [("corrupt", digests[3])]
+    # Asked to repair where nobody can agree, it prints the plan and does nothing
+    for words in (["--repair"], ["--repair", "--dry-run"]):
+        done = depot.run("index", *words)
+        assert done.returncode == 1
+        assert "put again" in done.stderr
+    assert depot.site.one("select count(*) from outbox.log where headers is not null") == 0
+    # Agreed to, it does
+    done = depot.run("--repair", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "1 intents were written that repair index" in done.stdout
+    depot.drain()
+    assert depot.run().returncode == 0
+    assert depot.store.verify(digests[3])
+    assert set(depot.states()) == {"done"}
+    # And what it found is to be seen in the status, until then
+    status = subprocess.run(
+        [sys.executable, "-m", "outbox", "status", "--json"], env=depot.environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    scrubs = json.loads(status.stdout)["scrubs"]
+    assert {each["target"]: each["found"] for each in scrubs} == {"index": 0, "blob": 0}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("scrub.")])
+def test_scrub_i11_is_taken_up_again_when_it_was_killed(depot: Depot, name: str) -> None:
+    # Given damage to a blob, and a scrub with its repair that is killed
+    digests = depot.fill()
+    depot.damage_blob(digests[3])
+    # The first save is before anything was compared
+    at = f"{name}:2" if name == "scrub.saved" else name
+    killed = depot.run("blob", "--repair", "--yes", OUTBOX_FAILPOINT=at)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert depot.states() == ["running"]
+    # When the same is asked for again, it goes on
+    done = depot.run("blob", "--repair", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "it goes on" in done.stderr
+    assert depot.states() == ["done"]
+    # Then the blob is repaired, once, and nothing was destroyed
+    depot.drain()
+    assert depot.store.verify(digests[3])
+    assert [path.read_bytes() for path in (depot.site.home / "blobs" / "aside").iterdir()] == [b"!"]
+    repeated = "select count(*) from outbox.log where outbox.repeats(headers) is not null"
+    assert depot.site.one(repeated) == 1
+    assert depot.run("blob").returncode == 0
+
+
+def test_scrub_can_be_stopped_and_resumed_when_it_is_in_the_way(depot: Depot) -> None:
+    depot.fill()
+    depot.damage_index()
+    # Given a scrub that would take long
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outbox", "scrub", "index", "--rate", "0.01"], env=depot.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: depot.site.one("select progress ? 'tick' from outbox.operation"), "it compares")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=LIMIT)
+    # When it is told to stop, it says how to go on
+    number = depot.site.one("select id from outbox.operation")
+    assert process.returncode == 130
+    assert f"outbox scrub --resume {number}" in said
+    done = depot.run("--resume", str(number))
+    assert done.returncode == 1, done.stderr
+    assert "note/2" in done.stdout
+    assert depot.states() == ["done"]
+
+
+def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
+    for words, why in {
+        ("nobody",): "nothing installed is a participant",
+        ("saga",): "keeps everything in the database",
+        ("mail",): "nothing to compare",
+        ("--scheduled",): "OUTBOX_SCRUB_EVERY is not set",
+        ("--scheduled", "--repair"): "leave the other option out",
+        ("--resume", "99"): "must name a scrub",
+        ("--participant", "json:loads"): "name it before",
+    }.items():
+        done = depot.run(*words)
+        assert done.returncode == 1
+        assert why in done.stderr, words
+    assert depot.states() == []
+
+
+def test_scrub_runs_by_its_schedule_and_stops_when_it_is_told_to(depot: Depot) -> None:
+    depot.fill()
+    depot.damage_index()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outbox", "scrub", "--scheduled"],
+        env=depot.site.environment | {"OUTBOX_SCRUB_EVERY": "1h", "OUTBOX_MAIL_EVIDENCE": "none"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        # Then each participant is scrubbed once, and the status warns of what was found
+        until(lambda: depot.states() == ["done", "done"], "both were scrubbed")
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, said
+    status = subprocess.run(
+        [sys.executable, "-m", "outbox", "status"], env=depot.environment, capture_output=True, text=True, check=True
+    )
+    assert "! the last scrub of index left 1 findings" in status.stdout
+    assert "overdue" not in status.stdout
+    # ... and when the next ones don't come, it says so
+    depot.site.admin.execute("update outbox.operation set started_at = started_at - interval '3 hours'")
+    status = subprocess.run(
+        [sys.executable, "-m", "outbox", "status"], env=depot.environment, capture_output=True, text=True, check=True
+    )
+    assert "! a scrub of blob is overdue" in status.stdout

@@ -1,0 +1,42 @@
+"""Which subject a participant is, by the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from outbox.errors import NotReady
+from outbox.participant import Participant
+from outbox.settings import Settings, required
+from outbox.store import Store, open_store
+from workers.scrub.subject import Subject
+from workers.scrub.survey import lanes_of
+
+UNSCRUBBED = ("saga", "actor")
+"""Participants that hold nothing outside the database."""
+
+
+def subject_of(
+    settings: Settings, conn: psycopg.Connection[Any], target: str, make: Callable[[], Participant] | None = None
+) -> tuple[Subject, Store | None]:
+    """The subject, and its store if it is one of blobs. `make` makes a participant of the user's own.
+
+    Raises `NotReady`.
+    """
+    lanes_of(conn, target)
+    if target in UNSCRUBBED:
+        raise NotReady(f"{target} keeps everything in the database: there is nothing to compare")
+    if make is not None:
+        from workers.scrub.own import OwnSubject  # noqa: PLC0415 - each import is only paid where it is used
+
+        return OwnSubject(target, make), None
+    if target == "index":
+        from workers.scrub.index import IndexSubject  # noqa: PLC0415
+
+        return IndexSubject(required(settings.index, "OUTBOX_INDEX")), None
+    from workers.scrub.blob import BlobSubject  # noqa: PLC0415
+
+    store = open_store(settings)
+    return BlobSubject(store), store
