@@ -455,7 +455,7 @@ def test_actor_i7_step_of_a_saga_is_done_or_failed_as_its_actor_is(stage: Stage,
     def cancel(session: Session, run: Run[Order]) -> None:
         session.execute(sa.text("delete from payment where name = :name"), {"name": run.input.name})
 
-    @saga.intent(retry=Retry(attempts=1))
+    @saga.intent(kind="pivot", retry=Retry(attempts=1))
     def tell(run: Run[Order]) -> Action:
         return company.broker.action((company.fails if run.input.fails else company.note).message(run.input.name))
 

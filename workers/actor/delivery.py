@@ -239,6 +239,9 @@ class Delivery:
             return
         self._retried_at = time.monotonic()
         for target, deaths in retries.ready(conn, sorted({t for t, _ in self._holdings})).items():
+            if deaths[0] > 0:
+                # One that is done must not look as if it had been there when the next one kills this process.
+                self._write(conn, at_once=True)
             holdings = [h for h in self._holdings.values() if h.lane.target == target]
             suspects = sum(m.hold.target == target and m.deaths > 1 for m in self._out.values())
             taken = retries.take(
@@ -278,12 +281,12 @@ class Delivery:
             self._holdings[key] = first
         return [holding for _, holding in holdings]
 
-    def _write(self, conn: Connection) -> None:
+    def _write(self, conn: Connection, *, at_once: bool = False) -> None:
         """Write down what is to be written, if it is time; then hand out what is claimed with it."""
         holdings = list(self._holdings.values())
         if self._ledger.nothing(holdings) and not self._claimed:
             return
-        if not self._claimed and not self._stopping and time.monotonic() - self._wrote_at < WRITE_EVERY:
+        if not self._claimed and not self._stopping and not at_once and time.monotonic() - self._wrote_at < WRITE_EVERY:
             return
         for holding in self._ledger.write(conn, holdings):
             self._lose(holding)
