@@ -227,8 +227,7 @@ class Saga(Generic[Input]):
     def function(self, do: Function[Input] | None = None, /, **options: Unpack[Options]) -> Any:
         """A step that is a function (session, run): what it writes commits with the step's outcome, once.
 
-        It runs in the engine's transaction: short work on the same database, and nothing else. An `async def` is given
-        an `AsyncSession`.
+        It runs in the engine's transaction: short work, on this database alone. An `async def` has an `AsyncSession`.
         What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
         again as `retry` says.
         """
