@@ -300,7 +300,9 @@ class Drive:
             record.state, commands = machine.step(plan, before, events.popleft())
             if record.state != before:
                 record.touched = True
-                for n, (was, now) in enumerate(zip(before.steps, record.state.steps, strict=True)):
+                changes = list(enumerate(zip(before.steps, record.state.steps, strict=True)))
+                # Told in the order in which it happens: back, what is undone comes before what is to be undone next.
+                for n, (was, now) in changes[:: -1 if record.state.decision is states.Decision.ABORT else 1]:
                     if was is not now:
                         record.changed.add(n)
                         if stopped(plan.nodes[n], was, now):
