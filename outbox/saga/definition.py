@@ -74,13 +74,9 @@ class Options(TypedDict, total=False):
 
 
 def _refuse_async(name: str, act: Act, function: object) -> None:
-    if not inspect.iscoroutinefunction(function):
-        return
-    if act is not Act.FUNCTION:
-        raise SagaRefused(
-            f"step {name!r} is async, and to make an intent or an input waits for nothing: use a plain def"
-        )
-    if find_spec("greenlet") is None:
+    if inspect.iscoroutinefunction(function) and act is not Act.FUNCTION:
+        raise SagaRefused(f"step {name!r} is async, and what makes an intent or an input awaits nothing: use a def")
+    if inspect.iscoroutinefunction(function) and find_spec("greenlet") is None:
         raise SagaRefused(f"step {name!r} is async, which needs greenlet: pip install 'postgres-outbox[asyncio]'")
 
 
@@ -98,9 +94,8 @@ def _refuse_arguments(name: str, act: Act, function: Callable[..., Any]) -> None
 def new_id() -> UUID:
     """An id that nobody else has (a UUID of version 7, RFC 9562).
 
-    It begins with the time in milliseconds, so that new sagas and their steps come to lie beside each other at the end
-    of the indexes. With random ones each saga touches pages of its own: among a million kept sagas that is six times
-    the WAL.
+    It begins with the time in milliseconds, so that new sagas come to lie beside each other at the end of the indexes.
+    With random ones each touches pages of its own: among a million kept sagas that is six times the WAL.
     """
     milliseconds = time.time_ns() // 1_000_000
     number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0x2 << 62 | secrets.randbits(62)
@@ -232,8 +227,7 @@ class Saga(Generic[Input]):
     def function(self, do: Function[Input] | None = None, /, **options: Unpack[Options]) -> Any:
         """A step that is a function (session, run): what it writes commits with the step's outcome, once.
 
-        It runs in the engine, in the engine's transaction: short work on the same database, and nothing outside of it.
-        An `async def` is given an `AsyncSession`; the engine waits for it like for any other.
+        It runs in the engine's transaction: short work, on this database alone. An `async def` has an `AsyncSession`.
         What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
         again as `retry` says.
         """
