@@ -28,17 +28,16 @@ or by `check()`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from outbox.errors import SagaRefused
+from outbox.saga.callee import refuse_arguments, refuse_async
 from outbox.saga.form import form
 from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.run import Action, Input, Run
@@ -71,24 +70,6 @@ class Options(TypedDict, total=False):
     timeout: float
     #: Nobody can take it back: the linter keeps it at the pivot or after it. Of mail this is known.
     irreversible: bool
-
-
-def _refuse_async(name: str, act: Act, function: object) -> None:
-    if inspect.iscoroutinefunction(function) and act is not Act.FUNCTION:
-        raise SagaRefused(f"step {name!r} is async, and what makes an intent or an input awaits nothing: use a def")
-    if inspect.iscoroutinefunction(function) and find_spec("greenlet") is None:
-        raise SagaRefused(f"step {name!r} is async, which needs greenlet: pip install 'postgres-outbox[asyncio]'")
-
-
-def _refuse_arguments(name: str, act: Act, function: Callable[..., Any]) -> None:
-    """Better where it is declared than in the engine, try after try."""
-    given = ("session", "run") if act is Act.FUNCTION else ("run",)
-    try:
-        inspect.signature(function).bind(*given)
-    except TypeError:
-        raise SagaRefused(f"what step {name!r} calls does not take ({', '.join(given)}): let it take that") from None
-    except ValueError:
-        return  # of some functions written in C nobody knows what they take
 
 
 def new_id() -> UUID:
@@ -124,8 +105,8 @@ class Step:
         if self.node.act in WAITS:
             raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
-        _refuse_async(self.name, act, function)
-        _refuse_arguments(self.name, act, function)
+        refuse_async(self.name, act, function)
+        refuse_arguments(self.name, act, function)
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
         return function
@@ -188,11 +169,11 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
-        _refuse_async(name, act, do)
+        refuse_async(name, act, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
         name = name.replace("_", "-")
         if do is not None:
-            _refuse_arguments(name, act, do)
+            refuse_arguments(name, act, do)
         if self._plan is not None:
             raise SagaRefused(f"saga {self.name!r} is in use: declare step {name!r} before it is started or loaded")
         if not _NAME.fullmatch(name.removesuffix(".release")) or name in known:
