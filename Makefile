@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NAME := $(shell sed -n 's/^name = "\(.*\)"$$/\1/p' pyproject.toml | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults test-packages test-postgres bench lint lock clean
+.PHONY: help setup demo test faults conformance test-packages test-postgres bench lint lock clean
 # A recipe that fails halfway leaves nothing that looks finished.
 .DELETE_ON_ERROR:
 
@@ -39,6 +39,9 @@ test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 1
 
 bench: $(VENV)/.ready ## run the benchmark (ARGS="…" are its options)
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+conformance: $(VENV)/.ready ## put the broker through dramatiq's own tests (ARGS="…" are pytest's options)
+	@$(BIN)/python -m tests.conformance $(ARGS)
 
 lint: $(VENV)/.ready ## check style and types
 	$(BIN)/ruff check .
