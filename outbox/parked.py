@@ -15,7 +15,7 @@ from outbox import sql
 from outbox.intent import Intent
 from outbox.lane import Lane
 
-Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped"]
+Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped", "running"]
 
 
 class Parking(NamedTuple):
@@ -23,7 +23,8 @@ class Parking(NamedTuple):
 
     id: int
     #: retry: at a time; poison: an operator decides; in_doubt: the effect may have happened; blocked: behind
-    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker.)
+    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker;
+    #: running: a message of an actor that is in hand, and has a row of its own.)
     reason: Reason
     attempts: int = 0
     #: Seconds until the next try, for `retry`.

@@ -6,24 +6,27 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outbox import operation
+from outbox.database import connect
 from outbox.intent import Intent
 from outbox.participant import Item, Participant
+from outbox.settings import Settings
 from tests.fixtures.scrub import Yard, kinds
 from tests.fixtures.site import Site, until
-from workers.scrub import survey
+from workers.scrub import schedule, survey
 from workers.scrub.blob import BlobSubject
 from workers.scrub.index import IndexSubject
 from workers.scrub.own import OwnSubject
 from workers.scrub.pace import Pace, Rate
 from workers.scrub.spill import Spill
 from workers.scrub.subject import Fault, Held, Subject
-from workers.scrub.survey import Survey, lanes_of
+from workers.scrub.survey import Survey
 
 # ------------------------------------------------------------------------------------------ never a false alarm
 
@@ -85,7 +88,7 @@ def test_scrub_i4_accuses_nobody_when_the_world_goes_on_in_the_middle(yard: Yard
         yard.drain()
 
     # When all of that is committed and applied at the worst time
-    subject = _Interrupted(IndexSubject(yard.index, lanes_of(yard.operator, "index")), **{when: world})
+    subject = _Interrupted(IndexSubject(yard.index), **{when: world})
     ours = operation.begin(yard.operator, "scrub", {})
     progress = Survey(yard.operator, ours, subject).run()
     # Then only the damage is found that nobody has touched since
@@ -118,7 +121,7 @@ def test_scrub_i2_accuses_nobody_when_what_was_parked_is_applied_in_the_middle(y
         "outbox.tick) from outbox.lane where target = 'index'"
     )
     assert yard.found("index") == []
-    subject = _Interrupted(IndexSubject(yard.index, lanes_of(yard.operator, "index")), **{when: applied})
+    subject = _Interrupted(IndexSubject(yard.index), **{when: applied})
     progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), subject).run()
     assert kinds(progress) == []
 
@@ -139,7 +142,7 @@ def test_scrub_i2_accuses_nobody_when_what_is_parked_has_been_applied_already(ya
     assert (progress.findings, progress.moving) == ([], 1)
     # When it writes that at any time
     subject = _Interrupted(
-        IndexSubject(yard.index, lanes_of(yard.operator, "index")),
+        IndexSubject(yard.index),
         **{when: lambda: yard.admin.execute("delete from outbox.parked")},
     )
     progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), subject).run()
@@ -257,7 +260,7 @@ def test_scrub_goes_on_where_it_was_when_it_was_killed_in_the_middle(
             return super().fault(intent, held, pace)
 
     ours = operation.begin(yard.operator, "scrub", {"target": "index"})
-    subject = Counting(yard.index, lanes_of(yard.operator, "index"))
+    subject = Counting(yard.index)
     with pytest.raises(Killed):
         Survey(yard.operator, ours, subject).run()
     ours.end(yard.operator, "running")
@@ -269,6 +272,47 @@ def test_scrub_goes_on_where_it_was_when_it_was_killed_in_the_middle(
     assert kinds(progress) == [("missing", "note/2"), ("missing", "note/8")]
     assert progress.items == 10
     assert "note/0" in seen
+
+
+def test_scrub_comes_by_its_schedule_once_in_each_interval_and_goes_on_after_a_kill(
+    yard: Yard, worker_url: str
+) -> None:
+    yard.put("note/1")
+    yard.drain()
+    settings = Settings(worker_url, yard.index, None, "", scrub_every=3600.0)
+    stop = threading.Event()
+
+    def done() -> list[int]:
+        rows = yard.admin.execute("select id from outbox.operation where kind = 'scrub' and state = 'done' order by id")
+        return [row[0] for row in rows]
+
+    with connect(worker_url, name="scrub") as conn:
+        # Given a scrub that its process did not live to end, it goes on with that one
+        request = {"target": "index", "repair": False, "every": 3600.0}
+        left = operation.begin(conn, "scrub", request)
+        left.end(conn, "running")
+        schedule.if_due(settings, conn, "index", stop)
+        assert done() == [left.id]
+        # Then none comes before its time
+        schedule.if_due(settings, conn, "index", stop)
+        assert done() == [left.id]
+        # ... and one does when it is time, but not while another process is at it
+        later = datetime.now(UTC) + timedelta(hours=2)
+        conn.execute("select set_config('outbox.fake_now', %s, false)", (later.isoformat(),))
+        busy = operation.begin(conn, "scrub", request)
+        schedule.if_due(settings, conn, "index", stop)
+        assert done() == [left.id]
+        busy.end(conn, "abandoned")
+        schedule.if_due(settings, conn, "index", stop)
+        assert len(done()) == 2
+        # When it is told to stop, it lets go, and the next one takes it up
+        stop.set()
+        conn.execute("select set_config('outbox.fake_now', %s, false)", ((later + timedelta(hours=2)).isoformat(),))
+        schedule.if_due(settings, conn, "index", stop)
+        assert len(done()) == 2
+        stop.clear()
+        schedule.if_due(settings, conn, "index", stop)
+        assert len(done()) == 3
 
 
 def test_scrub_keeps_to_its_rate_and_calls_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,9 @@ def test_scrub_i11_is_taken_up_again_when_it_was_killed(depot: Depot, name: str)
     # Given damage to a blob, and a scrub with its repair that is killed
     digests = depot.fill()
     depot.damage_blob(digests[3])
-    killed = depot.run("blob", "--repair", "--yes", OUTBOX_FAILPOINT=name)
+    # The first save is before anything was compared
+    at = f"{name}:2" if name == "scrub.saved" else name
+    killed = depot.run("blob", "--repair", "--yes", OUTBOX_FAILPOINT=at)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert depot.states() == ["running"]
     # When the same is asked for again, it goes on
@@ -141,7 +143,7 @@ def test_scrub_can_be_stopped_and_resumed_when_it_is_in_the_way(depot: Depot) ->
         [sys.executable, "-m", "outbox", "scrub", "index", "--rate", "0.01"], env=depot.environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: depot.states() == ["running"], "it has begun")
+    until(lambda: depot.site.one("select progress ? 'tick' from outbox.operation"), "it compares")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=LIMIT)
     # When it is told to stop, it says how to go on
@@ -167,7 +169,7 @@ def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
         done = depot.run(*words)
         assert done.returncode == 1
         assert why in done.stderr, words
-    assert set(depot.states()) <= {"running"}
+    assert depot.states() == []
 
 
 def test_scrub_runs_by_its_schedule_and_stops_when_it_is_told_to(depot: Depot) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from outbox.document import key_term
 from tests.fixtures.scrub import Yard, kinds
-from workers.shard import xapian
+from workers.shard import FORMAT, inventory, xapian
 
 
 def _doc(db: Any, key: str) -> Any:
@@ -133,3 +133,44 @@ def test_scrub_accuses_nobody_when_the_index_was_restored_from_an_older_copy(yar
     # ... and also when it has caught up
     yard.drain()
     assert yard.survey("index").moving == yard.survey("index").found == 0
+
+
+def test_scrub_takes_no_offence_at_words_when_another_version_made_the_shard(yard: Yard) -> None:
+    yard.put("note/1")
+    yard.put("note/2")
+    yard.drain()
+    db = yard.writable()
+    db.set_metadata(FORMAT, "made otherwise")
+    for key in ("note/1", "note/2"):
+        doc = _doc(db, key)
+        doc.add_term("Zother")
+        if key == "note/2":
+            doc.set_data(doc.get_data().replace(b"some", b"sume"))
+        db.replace_document(key_term(key), doc)
+    db.commit()
+    db.close()
+    assert yard.found("index") == [("corrupt", "note/2")]
+
+
+def test_scrub_goes_through_all_shards_and_sees_a_document_in_the_wrong_one(yard: Yard) -> None:
+    yard.operator.execute("select outbox.register('index', 2)")
+    for n in range(12):
+        yard.put(f"note/{n}")
+    yard.drain()
+    assert (yard.survey("index").found, yard.survey("index").items) == (0, 12)
+    # Given a document of one shard that was moved into the other one, and one that was copied
+    first, second = yard.writable("00"), yard.writable("01")
+    here = sorted(item.key for item in inventory(yard.index / "00"))
+    moved, copied = here[:2]
+    for key in (moved, copied):
+        second.add_document(_doc(first, key))
+    first.delete_document(key_term(moved))
+    for db in (first, second):
+        db.commit()
+        db.close()
+    assert yard.found("index") == sorted([("corrupt", moved), ("corrupt", copied)], key=lambda found: found[1])
+    # When it is repaired, the right shards have theirs, and the others are left to a resilver
+    yard.repair("index")
+    findings = yard.survey("index").findings
+    assert [(each.key, each.repair) for each in findings] == sorted([(moved, ""), (copied, "")])
+    assert {moved, copied} <= {item.key for item in inventory(yard.index / "00")}

@@ -20,6 +20,7 @@ from outbox.errors import NotReady
 from outbox.operation import Operation
 from outbox.participant import Participant
 from outbox.settings import Settings
+from outbox.store import Store
 from workers.cli import course
 from workers.cli.work import contributed, named
 from workers.process import Stop
@@ -28,7 +29,9 @@ from workers.scrub.choice import UNSCRUBBED, subject_of
 from workers.scrub.finding import KINDS
 from workers.scrub.pace import Rate
 from workers.scrub.repair import Repairer
-from workers.scrub.survey import LISTED, Progress, Survey
+from workers.scrub.subject import Subject
+from workers.scrub.survey import LISTED, Progress, Survey, lanes_of
+from workers.scrub.trace import check_traces
 
 HELP = "compare what participants hold with the log, and repair it"
 
@@ -77,7 +80,7 @@ def _one(args: argparse.Namespace, settings: Settings, conn: Connection, target:
     request: dict[str, Any] = {"target": target, "repair": args.repair}
     ours = course.take_up(conn, schedule.KIND, number=args.resume, request=request)
     if ours is None:
-        _subject(args, settings, conn, target)  # a participant that isn't there is no operation
+        _check(args, settings, conn, target)  # a participant that isn't there is no operation
         ours = operation.begin(conn, schedule.KIND, request)
     with course.under_way(conn, ours):
         progress = _survey(args, settings, conn, ours)
@@ -95,7 +98,18 @@ def _one(args: argparse.Namespace, settings: Settings, conn: Connection, target:
     return {"operation": ours.id, "participant": target, **schedule.result(progress), **_listed(progress)}, left
 
 
-def _subject(args: argparse.Namespace, settings: Settings, conn: Connection, target: str) -> Any:
+def _check(args: argparse.Namespace, settings: Settings, conn: Connection, target: str) -> None:
+    """Raises `NotReady` for what can't be scrubbed."""
+    if target == "mail":
+        lanes_of(conn, target)
+        check_traces(settings)
+    else:
+        _subject(args, settings, conn, target)[0].close()
+
+
+def _subject(
+    args: argparse.Namespace, settings: Settings, conn: Connection, target: str
+) -> tuple[Subject, Store | None]:
     make: Callable[[], Participant] | None = None
     if args.participant:
         make = named(args.participant)

@@ -25,7 +25,7 @@ def subject_of(
 
     Raises `NotReady`.
     """
-    lanes = lanes_of(conn, target)
+    lanes_of(conn, target)
     if target in UNSCRUBBED:
         raise NotReady(f"{target} keeps everything in the database: there is nothing to compare")
     if make is not None:
@@ -35,7 +35,7 @@ def subject_of(
     if target == "index":
         from workers.scrub.index import IndexSubject  # noqa: PLC0415
 
-        return IndexSubject(required(settings.index, "OUTBOX_INDEX"), lanes), None
+        return IndexSubject(required(settings.index, "OUTBOX_INDEX")), None
     from workers.scrub.blob import BlobSubject  # noqa: PLC0415
 
     store = open_store(settings)

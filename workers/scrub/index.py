@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from outbox.document import TERM_LIMIT, key_term
 from outbox.errors import Permanent, Unavailable
@@ -24,11 +24,11 @@ from outbox.intent import Intent
 from outbox.log import Slots
 from outbox.position import Position
 from outbox.search import TRIES, shards
-from workers.index import document_of, ready
+from workers.index import document_of, format_of_documents, ready
 from workers.scrub.finding import Kind, Repair
 from workers.scrub.pace import Pace
 from workers.scrub.subject import Fault, Held
-from workers.shard import POSITION, new_generator, numbers, xapian
+from workers.shard import FORMAT, POSITION, SLOTS, new_generator, numbers, xapian
 
 POSTINGS = 16
 """Words of a document that are looked up, chosen anew each time. All of them would take ten times as long, and damage
@@ -42,17 +42,25 @@ _T = TypeVar("_T")
 _KEYS = "Q"
 
 
+class _Claim(NamedTuple):
+    """What a shard says of itself."""
+
+    slots: Slots
+    #: Whether its documents were made as this version makes them.
+    ours: bool
+
+
 class IndexSubject:
     """All shards of an index."""
 
     target = "index"
     advice = "build the index anew: outbox resilver index"
 
-    def __init__(self, directory: Path, lanes: Sequence[Slots]) -> None:
-        """`lanes` are those of the index, in order: which slots of the keys each shard is for. Raises `NotReady`."""
-        self._slots = {f"{number:02d}": slots for number, slots in enumerate(lanes)}
+    def __init__(self, directory: Path) -> None:
+        """The generation that searches read. Raises `NotReady` if there is none."""
         self._paths = {path.name: path for path in shards(directory)}
         self._open: dict[str, Any] = {}
+        self._claims: dict[str, _Claim] = {}
         self._generators: dict[str, Any] = {}
 
     def positions(self) -> list[Position | None]:
@@ -67,7 +75,7 @@ class IndexSubject:
             after = 0
             while found := self._read(name, partial(_slice, shard=name, after=after)):
                 after = int(found[-1].place.partition("/")[2])
-                yield from found
+                yield from map(self._placed, found)
 
     def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         """Looked up by the term of the key; and where the inventory found one that this doesn't lead to."""
@@ -75,6 +83,7 @@ class IndexSubject:
         found: dict[str, list[Held]] = {}
         for key, before in seen.items():
             there = [h for name in sorted(self._paths) for h in self._read(name, partial(_under, shard=name, key=key))]
+            there = list(map(self._placed, there))
             places = {held.place for held in there}
             lost = [held for held in before if held.place not in places and self.still(held)]
             there += [held._replace(fault="a search for its key does not find the document") for held in lost]
@@ -86,7 +95,7 @@ class IndexSubject:
         """Read it again."""
         name, _, number = stray.place.partition("/")
         try:
-            return self._read(name, lambda db: _held(db, name, int(number))) == stray
+            return self._placed(self._read(name, partial(_held, shard=name, number=int(number)))) == stray
         except xapian.DocNotFoundError:
             return False
 
@@ -112,11 +121,9 @@ class IndexSubject:
         for db in self._open.values():
             db.close()
         self._open.clear()
+        self._claims.clear()
 
     def _fault(self, db: Any, number: int, intent: Intent, held: Held) -> Fault | None:
-        slots = self._slots.get(held.place.partition("/")[0])
-        if slots is None or not slots.low <= slot_of(intent.key) <= slots.high:
-            return Fault("corrupt", "the document is in a shard that is not for its key")
         stored = db.get_document(number)
         if _record(stored).get("digest") != sha256(intent.body.encode()).hexdigest():
             if held.id < intent.id:
@@ -133,9 +140,24 @@ class IndexSubject:
         if language not in self._generators:
             self._generators[language] = new_generator(language)
         made = document_of(put, key_term(intent.key), self._generators[language])
-        if made.serialise() != stored.serialise():
+        # Another version may have made other words of the same text.
+        whole = self._claim(held.place).ours
+        if made.get_data() != stored.get_data() or (whole and made.serialise() != stored.serialise()):
             return Fault("corrupt", f"the document's words or its record are not what intent {intent.id} says")
-        return _unfindable(db, number, made, key_term(intent.key))
+        return _unfindable(db, number, stored, key_term(intent.key))
+
+    def _claim(self, place: str) -> _Claim:
+        name = place.partition("/")[0]
+        if name not in self._claims:
+            self._claims[name] = self._read(name, _claim)
+        return self._claims[name]
+
+    def _placed(self, held: Held) -> Held:
+        """With a word about it if its shard is not for its key: no intent removes it from there."""
+        slots = self._claim(held.place).slots
+        if not held.key or slots.low <= slot_of(held.key) <= slots.high:
+            return held
+        return held._replace(fault="the document is in a shard that is not for its key")
 
     def _read(self, name: str, reading: Callable[[Any], _T]) -> _T:
         """Read a shard; again, when its writer has overtaken us."""
@@ -159,6 +181,12 @@ class IndexSubject:
 def slot_of(key: str) -> int:
     """As `outbox.slot` in the database."""
     return int(md5(key.encode(), usedforsecurity=False).hexdigest()[:4], 16) & 16383
+
+
+def _claim(db: Any) -> _Claim:
+    low, _, high = db.get_metadata(SLOTS).decode().partition("-")
+    made_as = db.get_metadata(FORMAT).decode()
+    return _Claim(Slots(int(low), int(high)) if high else Slots(), made_as in ("", format_of_documents()))
 
 
 def _slice(db: Any, shard: str, after: int) -> list[Held]:
@@ -212,9 +240,9 @@ def _key_term(doc: Any) -> bytes:
     return found if found.startswith(_KEYS.encode()) else b""
 
 
-def _unfindable(db: Any, number: int, made: Any, unique: str) -> Fault | None:
+def _unfindable(db: Any, number: int, doc: Any, unique: str) -> Fault | None:
     """Whether a search for one of its terms would miss it."""
-    terms = [item.term for item in made.termlist()]
+    terms = [item.term for item in doc.termlist()]
     for term in [unique, *random.sample(terms, min(POSTINGS, len(terms)))]:
         postings = db.postlist(term)
         try:

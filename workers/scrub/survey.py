@@ -144,6 +144,7 @@ class Survey:
             hit("scrub.spilled")
             progress.tick, progress.total = at.id, progress.items + expected.count
             progress.note = self._note(at)
+            self._save()
             self._compare(at, (Intent._make(row) for row in expected), (Held(*row) for row in held))
         progress.surveyed = True
         self._save()

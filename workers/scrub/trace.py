@@ -60,7 +60,17 @@ def traces(settings: Settings, conn: psycopg.Connection[Any]) -> Traces:
         return Traces(None, _maildir(Path(path)))
     if kind == "receipt":
         return _postmarks(conn)
-    raise NotReady("OUTBOX_MAIL_EVIDENCE=none: there is nothing to compare the receipts of mails with")
+    raise _nothing()
+
+
+def check_traces(settings: Settings) -> None:
+    """Raises `NotReady` if the settings name nothing that traces could be found in."""
+    if settings.mail_evidence == "none":
+        raise _nothing()
+
+
+def _nothing() -> NotReady:
+    return NotReady("OUTBOX_MAIL_EVIDENCE=none: there is nothing to compare the receipts of mails with")
 
 
 def _postfix(postfix: PostfixEvidence) -> Traces:
