@@ -20,7 +20,7 @@ from outbox.actor import OutboxBroker
 from outbox.actor.letter import target_of
 from outbox.errors import IntentRefused, NotReady, PayloadInvalid
 from outbox.saga.run import Action, Run
-from tests.fixtures.actors import Company, Stage
+from tests.fixtures.actors import Stage
 from tests.fixtures.site import LIMIT, until
 
 # ----------------------------------------------------------------------------------------------- sending
@@ -142,7 +142,7 @@ def test_actor_i2_delayed_message_waits_in_the_log_when_it_is_sent(stage: Stage)
 
 def test_actor_i2_position_goes_on_when_a_message_runs_for_long(stage: Stage) -> None:
     # Given a message that runs until the gate is open, in a queue with one lane
-    company = Company(stage.app, stage.settings("actor"), lanes=1)
+    company = stage.another(lanes=1)
     company.waits.send("long", "gate")
     stage.work(company)
     until(lambda: stage.runs("long") == 1, "it runs")
@@ -218,7 +218,7 @@ def test_actor_i2_worker_of_one_queue_leaves_the_others_alone(stage: Stage) -> N
     # Then the other queue waits, as a whole, for a worker of its own
     assert stage.one("select count(*) from effect where name like 'note%'") == 20
     assert stage.one("select count(*) from effect where name like 'other%'") == 0
-    second = Company(stage.app, stage.settings("actor"))
+    second = stage.another()
     stage.work(second, queues={"other"})
     stage.drained("other")
     assert stage.one("select count(*) from effect where name like 'other%'") == 20
@@ -321,7 +321,7 @@ def test_actor_i2_message_is_not_acknowledged_when_its_retry_could_not_be_enqueu
 
 def test_actor_i2_message_is_put_back_when_its_actor_is_not_deployed_yet(stage: Stage) -> None:
     # Given an application that knows an actor which the workers don't have yet
-    newer = Company(stage.app, stage.settings("actor"))
+    newer = stage.another()
     added = dramatiq.actor(broker=newer.broker, actor_name="added")(newer._note)
     added.send("new")
     worker = stage.work()
@@ -338,7 +338,7 @@ def test_actor_i2_message_is_put_back_when_its_actor_is_not_deployed_yet(stage: 
 
 
 def test_actor_i2_message_of_a_missing_actor_is_parked_when_it_was_put_back_often_enough(stage: Stage) -> None:
-    newer = Company(stage.app, stage.settings("actor"))
+    newer = stage.another()
     dramatiq.actor(broker=newer.broker, actor_name="gone")(newer._note).send("x")
     stage.company.broker.missing = 2
     stage.work()

@@ -12,7 +12,7 @@ import dramatiq
 import pytest
 import sqlalchemy as sa
 
-from tests.fixtures.actors import ROOT, Company, Stage
+from tests.fixtures.actors import ROOT, Stage
 from tests.fixtures.site import LIMIT, until
 
 
@@ -93,7 +93,7 @@ def test_actor_i10_lanes_are_shared_when_a_second_worker_comes(stage: Stage) -> 
     mine = "select count(*) from outbox.lane where target = 'actor.default' and owner = %s"
     until(lambda: stage.one(mine, stage.company.broker._delivery.owner) == 4, "it has all lanes")
     # When a second one comes
-    second = Company(stage.app, stage.settings("actor"))
+    second = stage.another()
     stage.work(second)
     # Then each has half of them, the long message goes on where it is, and is run once
     until(lambda: stage.one(mine, second.broker._delivery.owner) == 2, "the second one has two")
@@ -109,7 +109,7 @@ def test_actor_i10_busy_worker_leaves_its_lanes_to_the_others(stage: Stage) -> N
     for n in range(2):
         stage.company.waits.send(f"w{n}", "gate")
     until(lambda: first.work_queue.qsize() == 1, "both are in its hands")
-    second = Company(stage.app, stage.settings("actor"))
+    second = stage.another()
     stage.work(second)
     # When messages come for all lanes
     for n in range(40):
