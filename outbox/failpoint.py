@@ -62,6 +62,13 @@ NAMES = (
     # The saga engine: a batch of its lane.
     "saga.written",
     "saga.committed",
+    # Actors: a lane is claimed, messages are, and what became of them is written down.
+    "actor.adopted",
+    "actor.taken",
+    "actor.recording",
+    "actor.recorded",
+    "actor.claimed",
+    "actor.released",
     # What is parked.
     "parked.taken",
     "parked.returned",

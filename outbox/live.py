@@ -11,7 +11,7 @@ sorts the participant's keys once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import psycopg
@@ -69,29 +69,11 @@ def puts(
                 yield Intent(*row)
 
 
-def words(
-    conn: psycopg.Connection[Any], target: str, at: Tick, keys: Sequence[str], *, slots: Slots | None = None
-) -> list[Intent]:
-    """The last word about each of `keys` that there is one of: its put, or its delete. For few keys."""
-    slots = slots or Slots()
-    parameters = {
-        "target": target,
-        "slot_low": slots.low,
-        "slot_high": slots.high,
-        "keys": list(keys),
-        "high": at.high,
-        "snapshot": at.snapshot,
-    }
-    with conn.transaction():
-        conn.execute("set local enable_seqscan = on")
-        return [Intent(*row) for row in conn.execute(sql.load("live_words"), parameters)]
-
-
 def count(conn: psycopg.Connection[Any], target: str, at: Tick) -> int:
     """How many keys of `target` are live. Reads as much as `puts` does, and sends nothing."""
     with conn.transaction():
         conn.execute("set local enable_seqscan = on")
-        parameters = {"target": target, "high": at.high, "snapshot": at.snapshot}
+        parameters = {"target": target, "first": at.first, "high": at.high, "snapshot": at.snapshot}
         row = conn.execute(sql.load("live_count"), parameters).fetchone()
     assert row is not None  # noqa: S101 - a count has one row
     return int(row[0])

@@ -90,6 +90,10 @@ def page(
     """
     if start.shows_nothing:
         return _first_page(conn, end, target=target, slots=slots, after=after, limit=limit)
+    if start.first != end.first:
+        raise ValueError(
+            f"ticks {start.id} and {end.id} are of two eras: outbox.tick.reach says how far a batch can go"
+        )
     seen, end_seen = start.seen, end.seen
     with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(

@@ -15,7 +15,7 @@ from outbox import sql
 from outbox.intent import Intent
 from outbox.lane import Lane
 
-Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped"]
+Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped", "running"]
 
 
 class Parking(NamedTuple):
@@ -23,7 +23,8 @@ class Parking(NamedTuple):
 
     id: int
     #: retry: at a time; poison: an operator decides; in_doubt: the effect may have happened; blocked: behind
-    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker.)
+    #: another intent of its key; due: its time has not come. (skipped: by an operator, never by a worker;
+    #: running: a message of an actor that is in hand, and has a row of its own.)
     reason: Reason
     attempts: int = 0
     #: Seconds until the next try, for `retry`.
@@ -102,6 +103,11 @@ def _share(lane: Lane) -> dict[str, Any]:
 def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]:
     """Take intents out. → for each of their keys: whether others are still parked behind it."""
     return {row[0]: row[1] for row in conn.execute(sql.load("parked_remove"), {"ids": list(ids)})}
+
+
+def waiting(conn: psycopg.Connection[Any], lane: Lane) -> bool:
+    """Whether something is parked that will be tried again without anybody's doing, and not on a later day."""
+    return conn.execute(sql.load("parked_waiting"), _share(lane)).fetchone() is not None
 
 
 def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:

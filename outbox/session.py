@@ -36,6 +36,7 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from outbox import sql
 from outbox.blob import Blob, Inline, Staged
+from outbox.current import entered
 from outbox.document import document
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
@@ -57,7 +58,6 @@ WAIT_EVERY = 0.005
 
 WAIT_MOST = 0.1
 
-
 _KNOWN = sa.text("select exists (select from outbox.participant where target = :target)")
 
 
@@ -71,9 +71,9 @@ class Outbox:
     ) -> None:
         """Attach to a sessionmaker, a Session class or a single session.
 
-        `settings` says where blobs are staged and what mail's domain is; by default `Settings.load()`, the first
-        time that either is needed.
+        `settings` says where blobs are staged and what mail's domain is; by default `Settings.load()`, when needed.
         """
+        self.sessions = sessions
         self._settings = settings
         self._targets: frozenset[str] = frozenset()
         self.index = IndexVerbs(self)
@@ -123,6 +123,11 @@ class Outbox:
             target, action, key, {} if payload is None else payload, due=due, saga=saga, headers=headers
         )
         self._check_target(session, target)
+        self.append(session, intent)
+
+    @staticmethod
+    def append(session: Session, intent: Intent) -> None:
+        """`emit` for an intent that is made already, and whose participant is known to be registered."""
         # Not begun yet: the first statement would, but the list must belong to a transaction now.
         if not session.in_transaction():
             session.begin()
@@ -165,6 +170,7 @@ class Outbox:
     def _after_create(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
             session.info[_OUTBOX] = self
+            entered(session)
             # A token belongs to one transaction: the next one has none until it has written intents.
             session.info.pop(_TOKEN, None)
         # The SAVEPOINT itself is sent with its first statement: the parent's intents still go before it.
@@ -180,9 +186,8 @@ class Outbox:
             session.info.pop(_XID, None)
 
     def _insert(self, session: Session, connection: sa.Connection) -> None:
-        intents: Sequence[Intent] = session.info.pop(_PENDING)
         try:
-            rows = _append(connection, intents)
+            rows = _append(connection, session.info.pop(_PENDING))
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -207,9 +212,8 @@ class Outbox:
 
         None if it is still in progress. Raises `LookupError` when it is too long ago for Postgres to know.
         """
-        status = session.execute(
-            sa.text("select outbox.fate(cast(:xid as text)::xid8, :id)"), {"xid": str(token.xid), "id": token.id}
-        ).scalar()
+        asked = sa.text("select outbox.fate(cast(:xid as text)::xid8, :id)")
+        status = session.execute(asked, {"xid": str(token.xid), "id": token.id}).scalar()
         if status is None:
             raise LookupError(f"transaction {token.xid} is too long ago for Postgres to know its outcome")
         return {"committed": True, "aborted": False}.get(str(status))
@@ -224,9 +228,8 @@ class Outbox:
             return
         deadline = time.monotonic() + timeout
         pause = WAIT_EVERY
-        bind = session.get_bind()
         # A connection of its own, one statement at a time: waiting must not hold the caller's transaction open.
-        engine = bind.engine
+        engine = session.get_bind().engine
         while True:
             with engine.connect() as connection:
                 reached = connection.execute(

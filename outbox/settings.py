@@ -24,6 +24,8 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_SCRUB_EVERY    how often `outbox scrub --scheduled` scrubs each participant, such as 7d
     OUTBOX_SCRUB_RATE     bytes of blobs, or else items, that such a scrub looks at in a second
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
+    OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,…]
+    OUTBOX_ACTOR_DATABASE what the workers of actors connect as, if not as the other workers
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ RETENTION_LEAST = 3600.0
 NO_ARCHIVE = "none"
 """As the archive's place: dropped without one."""
 
-Role = Literal["app", "worker", "operator", "saga", "admin"]
+Role = Literal["app", "worker", "operator", "saga", "actor", "admin"]
 
 Place = TypeVar("Place", bound=Path | str)
 
@@ -63,6 +65,7 @@ _EMBEDDED_USER: dict[Role, str] = {
     "worker": "outbox_worker",
     "operator": "outbox_operator",
     "saga": "saga",
+    "actor": "actor",
     "admin": "postgres",
 }
 
@@ -109,6 +112,8 @@ class Settings:
     scrub_rate: float | None = None
     #: The state directory, where workers note what they have seen of the log; None if nothing names one.
     state: Path | None = None
+    #: Modules that declare actors.
+    actors: tuple[str, ...] = ()
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -131,8 +136,8 @@ class Settings:
         if not env.get("OUTBOX_DATABASE") or (directory / STATE_FILE).exists():
             embedded = read_state(directory)
         named = env.get("OUTBOX_DATABASE")
-        if role == "saga":
-            named = env.get("OUTBOX_SAGA_DATABASE") or named
+        if role in ("saga", "actor"):
+            named = env.get(f"OUTBOX_{role.upper()}_DATABASE") or named
         database = named or _embedded_database(embedded, role)
         if "://" not in database:
             raise NotReady("OUTBOX_DATABASE is not a URL: write it like postgresql://user@host/database")
@@ -154,9 +159,10 @@ class Settings:
             blob_inline=_inline(env.get("OUTBOX_BLOB_INLINE") or "0"),
             retention=_retention(env.get("OUTBOX_RETENTION")),
             archive=archive_place(env.get("OUTBOX_ARCHIVE")) or (directory / "archive" if embedded else None),
-            sagas=tuple(filter(None, (name.strip() for name in env.get("OUTBOX_SAGAS", "").split(",")))),
+            sagas=_modules(env.get("OUTBOX_SAGAS", "")),
             scrub_every=_every(env.get("OUTBOX_SCRUB_EVERY") or ""),
             scrub_rate=_rate(env.get("OUTBOX_SCRUB_RATE") or ""),
+            actors=_modules(env.get("OUTBOX_ACTORS", "")),
         )
 
 
@@ -165,6 +171,10 @@ def required(path: Place | None, variable: str) -> Place:
     if path is None:
         raise NotReady(f"{variable} is not set, and there is no state directory: say where it is")
     return path
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
 def is_bucket(place: Path | str) -> bool:

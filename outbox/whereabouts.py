@@ -29,7 +29,9 @@ WORKERS = ("index", "blob", "mail")
 """Participants whose worker is `outbox work TARGET`."""
 
 
-State = Literal["undrawn", "open", "rolled_back", "dropped", "unregistered", "committed", "behind", "applied"]
+State = Literal[
+    "undrawn", "open", "rolled_back", "dropped", "unregistered", "committed", "behind", "in_hand", "applied"
+]
 """Where an intent can be, unless it is parked."""
 
 
@@ -75,6 +77,12 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             if intent is None:
                 assert log is not None  # noqa: S101 - a sequence always has its row
                 archived = cursor.execute(sql.load("archive_find"), {"id": number}).fetchone()
+                found = decision.find(conn, decision.Choice(ids=[number]))
+                if found:
+                    # A row of the base, which a participant that is rebuilt was given and could not apply.
+                    says, command = _parked(found[0], None, None, trail)
+                    says = f"{says} {_archive(archived)}"
+                    return Whereabouts(number, found[0]["reason"], says, command, parked=found[0], audit=trail)
                 return _absent(number, log, archived, holders, trail)
             wanted = {**intent, "limit": COUNT_LIMIT}
             lane = cursor.execute(sql.load("whereabouts_lane"), wanted).fetchone()
@@ -130,18 +138,25 @@ def _unparked(
     if lane is None:
         says = f"Nobody reads it: no participant {target} is registered. It was written past outbox.emit."
         return "unregistered", says, f"""psql "$OUTBOX_DATABASE" -c "select outbox.register('{target}')" """.strip()
+    if lane["in_hand"]:
+        says = f"It is in the hands of an actor's worker: {owner_of(lane['place'])} has lane {_name(lane)}."
+        return "in_hand", says, "outbox status"
     if lane["passed"]:
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:
-        says = f"It is committed ({intent['created_at']:%Y-%m-%d %H:%M:%S %Z}), and no tick shows it yet: "
-        if intent["clock_stopped"]:
-            return "committed", f"{says}the clock is stopped: {intent['clock_stopped']}.", None
-        if intent["clock_runs"]:
-            return "committed", f"{says}the clock runs, look again.", None
-        return "committed", f"{says}no clock is running.", "outbox work clock"
+        return _unticked(intent)
     before = f"{COUNT_LIMIT:,} or more" if lane["before"] >= COUNT_LIMIT else f"{lane['before']:,}"
     says, command = _drained(lane)
     return "behind", f"Lane {_name(lane)} has not come to it: {before} intents are before it. {says}", command
+
+
+def _unticked(intent: dict[str, Any]) -> tuple[State, str, str | None]:
+    says = f"It is committed ({intent['created_at']:%Y-%m-%d %H:%M:%S %Z}), and no tick shows it yet: "
+    if intent["clock_stopped"]:
+        return "committed", f"{says}the clock is stopped: {intent['clock_stopped']}.", None
+    if intent["clock_runs"]:
+        return "committed", f"{says}the clock runs, look again.", None
+    return "committed", f"{says}no clock is running.", "outbox work clock"
 
 
 def _applied(lane: dict[str, Any], receipt: dict[str, Any] | None) -> str:
@@ -161,7 +176,9 @@ def _parked(
     tries = f"tried {parked['attempts']} times"
     retry, resolve = f"outbox parked retry {parked['id']}", f"outbox parked resolve {parked['id']} --sent"
     command: str | None = None
-    if parked["trying"]:
+    if parked["reason"] == "running":
+        says = f"It is in the hands of an actor's worker; {tries}{error}. If that dies, it is tried again."
+    elif parked["trying"]:
         says = f"It is being tried now; {tries}{error}."
     elif parked["reason"] == "skipped":
         by = next((row for row in reversed(trail) if row["action"] == "skip"), None)

@@ -28,6 +28,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.pgbouncer",
     "tests.fixtures.zombie",
     "tests.fixtures.rebuild",
+    "tests.fixtures.actors",
 ]
 
 

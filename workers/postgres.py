@@ -175,7 +175,16 @@ class Postgres:
     def provide(self) -> None:
         """The login roles and the database `app`, if they aren't there. Idempotent; before the migration."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
-            for role in ("app", "saga", "outbox_worker", "outbox_operator", "outbox_app", "outbox_saga"):
+            for role in (
+                "app",
+                "saga",
+                "actor",
+                "outbox_worker",
+                "outbox_operator",
+                "outbox_app",
+                "outbox_saga",
+                "outbox_actor",
+            ):
                 if not conn.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
                     conn.execute(f"create role {role}")
             conn.execute("alter role app login")
@@ -185,5 +194,7 @@ class Postgres:
             # The engine runs the application's function steps: it may do what the application may.
             conn.execute("alter role saga login")
             conn.execute("grant outbox_saga, app to saga")
+            conn.execute("alter role actor login")
+            conn.execute("grant outbox_actor, app to actor")
             if not conn.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone():
                 conn.execute(f"create database {DATABASE} owner app")

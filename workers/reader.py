@@ -148,12 +148,7 @@ class Reader:
         if self.position.tick != newest.id or log.beyond(self.conn, newest):
             return False
         self._note_empty(at_once=True)
-        waiting = self.conn.execute(
-            "select from outbox.parked where target = %s and slot between %s and %s and (reason = 'retry' "
-            "or reason = 'due' and (attempts > 0 or retry_at <= outbox.now())) limit 1",
-            (self.lane.target, *self.lane.slots),
-        ).fetchone()
-        return waiting is None
+        return not parked.waiting(self.conn, self.lane)
 
     def _limit(self) -> int:
         return max(1, self.participant.batch_limit >> self.lane.deaths)

@@ -28,7 +28,7 @@ from workers.postgres import DATABASE, Postgres, sockets_for
 from workers.statedir import Say, StateDirectory, until
 from workers.supervisor import CONTROL_SOCKET, MAIL_SOCKET, SERVERS, State, Supervisor
 
-_NOT_PASSED_ON = ("OUTBOX_DATABASE", "OUTBOX_SAGA_DATABASE", "PYTHONWARNINGS")
+_NOT_PASSED_ON = ("OUTBOX_DATABASE", "OUTBOX_SAGA_DATABASE", "OUTBOX_ACTOR_DATABASE", "PYTHONWARNINGS")
 
 _START = 60.0
 _DRAIN = 40.0  # more than the workers' stopwaitsecs
@@ -183,7 +183,9 @@ class Stack:
     def _start(self) -> None:
         if find_spec("supervisor") is None:
             raise NotReady("supervisord is not installed: pip install 'postgres-outbox[embedded]'")
-        config = supervisor.embedded(self.state, self.sockets, self.postgres)
+        config = supervisor.embedded(
+            self.state, self.sockets, self.postgres, actors=bool(self.environment.get("OUTBOX_ACTORS"))
+        )
         (self.state / "supervisord.conf").write_text(config, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", "supervisord.conf"],

@@ -34,7 +34,10 @@ MAIL_SOCKET = "smtp.sock"
 SERVERS = ("postgres", "mailserver")
 """What the embedded stack brings itself and a production host has elsewhere."""
 
-WORKERS = ("clock", "index", "blob", "mail", "saga")
+WORKERS = ("clock", "index", "blob", "mail", "saga", "actors")
+
+ACTORS_WAIT = 600
+"""Seconds for actors to finish: dramatiq's own limit."""
 
 _FOR_EVER = 1_000_000_000
 
@@ -86,6 +89,8 @@ umask=027
 ;   OUTBOX_MAIL_EVIDENCE  postfix:/etc/postfix (its log and queue say whether a mail was taken), maildir:/path,
 ;                         receipt:receipt@example.org (mails come back), or none (a mail in doubt is sent again).
 ;   OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders: one whose mail comes back to you.
+;   OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,...].
+;   OUTBOX_ACTOR_DATABASE what their workers connect as: a member of outbox_actor and of the application's role.
 ;   OUTBOX_TTL            seconds of a lane's lease: after so long another worker takes over from a dead one.
 ;   OUTBOX_SCRUB_EVERY    how often all that the participants hold is compared with the log.
 ;   OUTBOX_SCRUB_RATE     bytes of blobs a second, or else items, that this may read.
@@ -113,6 +118,7 @@ startsecs=1
 startretries={retries}
 stopsignal={signal}
 stopwaitsecs={wait}
+killasgroup=true
 redirect_stderr=true
 stdout_logfile={logs}/{name}.log
 stdout_logfile_maxbytes=10MB
@@ -154,6 +160,7 @@ def workers(
     directory: str | None = None,
     autostart: bool = True,
     lanes: Mapping[str, int] | None = None,
+    actors_wait: int = ACTORS_WAIT,
 ) -> list[Program]:
     """The programs that drain the log. `outbox` is the command to run, by default this Python's.
 
@@ -164,7 +171,14 @@ def workers(
     for target, count in (lanes or {}).items():
         del names[target]
         names |= {f"{target}-{lane}": (target, "--lane", str(lane)) for lane in range(count)}
-    return [Program(name, (*command, "work", *words), 100, user, directory, autostart) for name, words in names.items()]
+    return [
+        # What an actor has begun is finished, which may take longer than a batch.
+        Program(
+            name, (*command, "work", *words), 100, user, directory, autostart,
+            stopwaitsecs=actors_wait if name == "actors" else 30,
+        )
+        for name, words in names.items()
+    ]  # fmt: skip
 
 
 def _python(module: str) -> tuple[str, ...]:
@@ -172,9 +186,12 @@ def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module)
 
 
-def embedded(state: Path, sockets: Path, postgres: Postgres) -> str:
-    """The configuration of the embedded stack. Only the servers start by themselves: the workers need a schema."""
-    programs = servers(state, sockets, postgres) + workers(autostart=False)
+def embedded(state: Path, sockets: Path, postgres: Postgres, *, actors: bool = False) -> str:
+    """The configuration of the embedded stack. Only the servers start by themselves: the workers need a schema.
+    `actors`: whether any are configured."""
+    programs = servers(state, sockets, postgres) + workers(autostart=False, actors_wait=30)
+    if not actors:
+        programs = [program for program in programs if program.name != "actors"]
     return _EMBEDDED.format(
         control=_CONTROL.format(socket=_value(f"{sockets / CONTROL_SOCKET}")),
         # Without it, supervisord warns root that it keeps root's rights.

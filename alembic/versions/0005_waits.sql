@@ -32,7 +32,8 @@ create index saga_lock_queue on outbox.saga_lock (name, since);
 ------------------------------------------------------------------------------------------- reporting
 drop trigger audit_saga on outbox.audit;
 drop function outbox.saga_decided();
-drop function outbox.saga_report(bigint[], text[], text[]);
+-- Not for workers any more: for functions of ours, which know whose intents these are.
+revoke execute on function outbox.saga_report(bigint[], text[], text[]) from outbox_worker;
 
 -- Tells the engine what became of intents of sagas: appends one `outcome` for each id that belongs to one. What was
 -- not applied becomes void. Only the owner of a lane can tell, and only of the lane's own intents: returns false, with
@@ -51,19 +52,11 @@ begin
   if not found then
     return false;
   end if;
-  insert into outbox.saga_void (id, answered)
-    select r.id, true from unnest(ids, verdicts) as r (id, verdict)
-      join outbox.log l on l.id = r.id
-     where l.saga is not null and l.target = mine.target and l.slot between mine.slot_low and mine.slot_high
-       and r.verdict <> 'applied'
-    on conflict (id) do update set answered = true;
-  insert into outbox.log (target, action, key, payload)
-    select 'saga', 'outcome', l.saga::text,
-           jsonb_build_object('intent', l.id, 'verdict', r.verdict, 'error', left(r.error, 500))
-      from unnest(ids, verdicts, errors) with ordinality as r (id, verdict, error, place)
-      join outbox.log l on l.id = r.id
-     where l.saga is not null and l.target = mine.target and l.slot between mine.slot_low and mine.slot_high
-     order by r.place;
+  perform outbox.saga_report(array_agg(r.id order by r.place), array_agg(r.verdict order by r.place),
+                             array_agg(r.error order by r.place))
+     from unnest(ids, verdicts, errors) with ordinality as r (id, verdict, error, place)
+     join outbox.log l on l.id = r.id
+    where l.target = mine.target and l.slot between mine.slot_low and mine.slot_high;
   return true;
 end $$;
 

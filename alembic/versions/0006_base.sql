@@ -57,6 +57,9 @@ insert into outbox.horizon default values;
 -- participant is just as its last owner left it, although the lane has gone on over ticks with nothing for it.
 alter table outbox.position add column own text;
 
+-- Everything up to the position is done, but for these: messages that a worker of actors (0009) has in hand.
+alter table outbox.position add column open bigint[] not null default '{}';
+
 ------------------------------------------------------------------------------------------- followers
 -- Who else reads the log (another site, a resilver, a long replay): it needs everything that `tick` doesn't show.
 -- Never expires by itself: outbox status warns about one that was not seen for long.
@@ -111,7 +114,7 @@ as $$
 $$;
 
 -- Who needs what lies below id `until`, where tick `cut` shows all of that. No row: nobody.
---   lane      has not passed an intent of its own there
+--   lane      has not passed an intent of its own there, or has one in hand
 --   follower  stands before `cut`
 --   parked    intents that are not done (`name` is the first of them); what was skipped is done with
 --   receipt   attempts whose outcome is not known, or that are done in part
@@ -131,6 +134,12 @@ as $$
      and exists (select from outbox.log g
                   where g.id < held.until and g.target = l.target and g.slot between l.slot_low and l.slot_high
                     and (t.id is null or not outbox.shows(t.first, t.high, t.snapshot, g.xid, g.id)))
+  union all
+  select 'lane', l.target || '/' || l.lane, cardinality(p.open), p.at
+    from outbox.lane l
+   cross join lateral (select p.open, p.at from outbox.position p
+                        where p.target = l.target and p.lane = l.lane order by p.seq desc limit 1) p
+   where exists (select from unnest(p.open) as o (id) where o.id < held.until)
   union all
   select 'follower', f.name, 1, f.seen_at from outbox.follower f where f.tick < held.cut
   union all

@@ -101,15 +101,17 @@ set enable_bitmapscan = on set enable_seqscan = on
 as $$
   select l.*
     from outbox.lane s
-    left join lateral (select tick, upto, after from outbox.position p
+    left join lateral (select tick, upto, after, open from outbox.position p
                         where p.target = s.target and p.lane = s.lane order by seq desc limit 1) p on true
     join outbox.tick t on t.id = coalesce(p.tick, (select min(id) from outbox.tick))
     left join outbox.tick u on u.id = p.upto
     join outbox.log l on l.target = s.target and l.slot between s.slot_low and s.slot_high
-                     and (l.id > t.floor or l.xid = any (array(select pg_snapshot_xip(t.snapshot))))
+                     and (l.id > t.floor or l.xid = any (array(select pg_snapshot_xip(t.snapshot)))
+                          or l.id = any (p.open))
    where s.target <> 'clock'
-     and not outbox.shows(t.first, t.high, t.snapshot, l.xid, l.id)
-     and not coalesce(l.id <= p.after and outbox.shows(u.first, u.high, u.snapshot, l.xid, l.id), false)
+     and (not outbox.shows(t.first, t.high, t.snapshot, l.xid, l.id) or l.id = any (p.open))
+     and (l.id = any (p.open)
+          or not coalesce(l.id <= p.after and outbox.shows(u.first, u.high, u.snapshot, l.xid, l.id), false))
      and (l.due is null or l.due <= outbox.now())
      and not exists (select from outbox.parked k where k.id = l.id)
   union all
@@ -200,7 +202,7 @@ begin
   -- What was not done may have been done in the lost time. Participants that record their attempts look, and ask.
   insert into outbox.receipt as r (id, target, slot, state, epoch, opened_at, adopted)
   select u.id, u.target, u.slot, 'open', 0, u.created_at, true from outbox.unapplied() u
-   where u.target not in ('index', 'blob', 'saga') and u.id < bound
+   where u.target not in ('index', 'blob', 'saga') and not starts_with(u.target, 'actor.') and u.id < bound
   on conflict on constraint receipt_pkey do update set state = 'open', epoch = 0, adopted = true,
          opened_at = least(r.opened_at, excluded.opened_at)
    where r.state <> 'closed';

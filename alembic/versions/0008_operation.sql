@@ -62,7 +62,9 @@ select l.target, l.slot, l.key, l.action, l.id, coalesce(outbox.repeats(l.header
 union all
 select b.target, b.slot, b.key, 'put', b.id, coalesce(outbox.repeats(b.headers), b.id), b.payload, b.headers,
        null, null, b.created_at, null, false, true
-  from outbox.base b;
+  from outbox.base b
+  -- What is carried and not dropped yet is in both.
+ where b.id < (select h.id from outbox.horizon h);
 
 -- Appends repetitions for an operation that is under way, in its transaction, in the order given. Each is either a copy
 -- of the intent `ids` (from log or base), or, where `keys` says one, made of what `actions` and `payloads` say.

@@ -18,7 +18,7 @@ alter table outbox.participant add column generation bigint not null default 0 c
 --   * the new ones have higher epochs, and belong to the caller, who drains them to where the old ones were.
 -- `again`: intents that were set aside when the new generation was built. Those that were applied since, by the old
 -- lanes alone, are tried again in the new ones.
--- SQLSTATE OB011 when another swap came in between.
+-- SQLSTATE OB016 when another swap came in between.
 create function outbox.swap(target text, was bigint, generation bigint, ticks bigint[], again bigint[],
                             owner uuid, place text, ttl double precision)
 returns table (lane smallint, epoch bigint, slot_low smallint, slot_high smallint)
@@ -30,18 +30,18 @@ declare
   count  int := coalesce(array_length(ticks, 1), 0);
 begin
   if swap.target = 'clock' or count not between 1 and 256 or swap.generation <= swap.was then
-    raise exception using errcode = 'OB011', message = 'this is no generation to swap to',
+    raise exception using errcode = 'OB016', message = 'this is no generation to swap to',
       hint = 'Run outbox resilver, which calls this function.';
   end if;
   select p.generation into had from outbox.participant p where p.target = swap.target for update;
   if had is distinct from swap.was then
-    raise exception using errcode = 'OB011',
+    raise exception using errcode = 'OB016',
       message = quote_literal(swap.target) || ' is at generation ' || coalesce(had::text, '(none)')
              || ' and not at ' || swap.was || ' any more',
       hint = 'Another resilver was faster: run outbox status.';
   end if;
   if exists (select from unnest(ticks) as n (tick) where not exists (select from outbox.tick t where t.id = n.tick)) then
-    raise exception using errcode = 'OB011', message = 'a tick that the new lanes would stand at is not in the log',
+    raise exception using errcode = 'OB016', message = 'a tick that the new lanes would stand at is not in the log',
       hint = 'Resume the resilver: it catches up first.';
   end if;
   -- An owner that is just writing its position holds its lane's row, and is waited for.
@@ -63,7 +63,7 @@ begin
   insert into outbox.position (target, lane, epoch, tick)
     select swap.target, n - 1, epochs, ticks[n] from generate_series(1, count) as n;
   -- The old owners look at once whether they are still that.
-  perform pg_notify('outbox_tick', 'decided');
+  perform pg_notify('outbox_tick', 'halted');
   return query select l.lane, l.epoch, l.slot_low, l.slot_high
     from outbox.lane l where l.target = swap.target order by l.lane;
 end $$;

@@ -13,7 +13,7 @@ from outbox.database import connect
 from outbox.decision import Action
 from outbox.settings import Settings
 
-HELP = "show what operators did with parked intents"
+HELP = "show what operators did with parked intents (what takes long is in outbox operations)"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

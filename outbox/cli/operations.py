@@ -13,7 +13,7 @@ from outbox.cli.table import jsonable, table
 from outbox.cli.word import count, identity
 from outbox.database import connect
 from outbox.errors import NotReady
-from outbox.lane import owner_of
+from outbox.lane import is_gone, owner_of
 from outbox.settings import Settings
 
 HELP = "list operations (replays, scrubs, resilvers, …), show one, or give one up"
@@ -85,7 +85,9 @@ def _picture(row: dict[str, Any]) -> str:
 
 
 def _state(row: dict[str, Any]) -> str:
-    return "to be resumed" if row["state"] == "running" and not row["runs"] else str(row["state"])
+    # A process that was killed has its lease for a while yet; on this machine one can see that it is gone.
+    left = row["state"] == "running" and (not row["runs"] or is_gone(row["place"]))
+    return "to be resumed" if left else str(row["state"])
 
 
 def _when(at: Any) -> str | None:

@@ -166,14 +166,10 @@ _EARLY = frozenset({"signal", "refusal"})
 
 def _timeline(shown: view.Shown, *, results: bool) -> list[tuple[Any, ...]]:
     """Steps that began and ended, and what happened in between, in order of time."""
-    place = {step["step"]: n for n, step in enumerate(shown.steps)}
-    #: When, and for what has one time (it is of one transaction): at which step, and what comes first there.
-    found: list[tuple[tuple[datetime, int, int], tuple[Any, ...]]] = [
-        (
-            (one["at"], place.get(one["step"], -1), 1),
-            (one["step"], one["what"], one["detail"] or None, one["who"] or None),
-        )
-        for one in shown.events
+    #: By time. What has one time is of one transaction: steps first, in their order, then what happened, in its order.
+    found: list[tuple[tuple[datetime, int, int, int], tuple[Any, ...]]] = [
+        ((one["at"], 1, n, 0), (one["step"], one["what"], one["detail"] or None, one["who"] or None))
+        for n, one in enumerate(shown.events)
     ]
     for n, step in enumerate(shown.steps):
         if not step["began_at"]:
@@ -181,17 +177,17 @@ def _timeline(shown: view.Shown, *, results: bool) -> list[tuple[Any, ...]]:
         name, about = step["step"], [one for one in shown.events if one["step"] == step["step"]]
         # Its row is written a moment later than what happened to it in the same transaction.
         began = min([step["began_at"], *(one["at"] for one in about if one["what"] not in _EARLY)])
-        found.append(((began, n, 0), (name, "begins", None, None)))
+        found.append(((began, 0, n, 0), (name, "begins", None, None)))
         if step["state"] == "failed" and any(one["what"] == "failed" for one in about):
             continue  # that is said already, with why
         if step["ended_at"]:
             undone = [one["at"] for one in about if one["what"] == "undoing"]
             result = json.dumps(step["result"], ensure_ascii=False) if results and step["result"] is not None else None
             line = (name, "done" if undone else step["state"], result or step["error"] or None, None)
-            found.append(((min([step["ended_at"], *undone]), n, 0 if undone else 2), line))
+            found.append(((min([step["ended_at"], *undone]), 0, n, 1), line))
         elif step["parked"]:
             why = f"intent {step['intent']}: {step['parked']}"
-            found.append(((step["began_at"], n, 3), (name, "parked", why, None)))
+            found.append(((step["began_at"], 2, n, 0), (name, "parked", why, None)))
     found.sort(key=lambda entry: entry[0])
     return [(f"{key[0]:%H:%M:%S.%f}"[:-3], *rest) for key, rest in found]
 

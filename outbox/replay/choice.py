@@ -44,6 +44,8 @@ class Choice:
     upto_tick: int | None = None
     #: Instead of what was applied: what was set aside for good.
     parked: tuple[Parked, ...] = ()
+    #: Instead of what the log has: what was archived in this directory, or in `s3://BUCKET/PREFIX`.
+    archive: str | None = None
     #: Mails too, under new Message-IDs.
     resend_mail: bool = False
     #: Of users' own participants, also what is neither put nor delete.
@@ -93,10 +95,12 @@ class Choice:
         }
 
     def parts(self, targets: Sequence[str]) -> list[tuple[str, str]]:
-        """What is to be done, in order: (participant, `words` | `parked` | `events`)."""
+        """What is to be done, in order: (participant, `words` | `parked` | `events` | `archived`)."""
         parts = []
         for target in targets:
-            if self.parked:
+            if self.archive is not None:
+                parts.append((target, "archived"))
+            elif self.parked:
                 parts.append((target, "parked"))
             elif target == "mail":
                 parts += [(target, "events")] if self.resend_mail else []

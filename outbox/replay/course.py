@@ -4,7 +4,8 @@ A chunk and the progress of the operation commit together: whatever kills the pr
 the next one goes on behind it. Progress, in the operation's row:
 
     chosen    the choice as it was resolved when the replay began
-    parts     [[participant, words | parked | events], …]; `part` is the one at hand, `after` the key or id done in it
+    parts     [[participant, words | parked | events | archived], …]; `part` is the one at hand, `after` the key or id
+              done in it
     planned   how many intents the plan promised
     again     how many were appended; `left_out` how many were not, by reason
     xids      participant → the transaction that appended last, for whoever waits for it
@@ -33,6 +34,7 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.operation import Operation
 from outbox.repetition import Again, Word
+from outbox.replay import archived
 from outbox.replay.choice import Choice
 from outbox.replay.plan import absent, meant
 from outbox.replay.resent import resent
@@ -87,13 +89,15 @@ class Course:
         *,
         store: Store | None = None,
         rate: float | None = None,
+        endpoint: str | None = None,
     ) -> None:
         """`conn` writes, `stream` reads; neither may be in a transaction. `rate` is what the caller keeps to, in
-        intents a second: what takes a second is a chunk."""
+        intents a second: what takes a second is a chunk. `endpoint` is the S3 server's, of archives in a bucket."""
         self._conn = conn
         self._stream = stream
         self._operation = course
         self._store = store
+        self._endpoint = endpoint
         self._chunk = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
         self._stages: set[str] | None = None
         self._kept = time.monotonic()
@@ -107,7 +111,7 @@ class Course:
 
     def steps(self) -> Iterator[Step]:
         """Do it, from where it stands. What a step tells is durable. Leave it when it is not to go on."""
-        ways = {"words": self._words, "parked": self._parked, "events": self._events}
+        ways = {"words": self._words, "parked": self._parked, "events": self._events, "archived": self._archived}
         for number, (target, kind) in enumerate(self.progress["parts"]):
             if number < self.progress["part"]:
                 continue
@@ -200,6 +204,35 @@ class Course:
                 else:
                     again.append(Again(number, None, key, action, text))
             yield self._append(target, again, left, after=rows[-1][0])
+
+    def _archived(self, target: str) -> Iterator[Step]:
+        choice = Choice.read(self._operation.request)
+        after = self.progress["after"] or 0
+        found = archived.rows(self._conn, choice, target, after=after, endpoint=self._endpoint)
+        for some in archived.chunks(found, self._chunk):
+            yield from self._room(target)
+            floor = repetition.since(self._conn)
+            last = archived.last_words(self._stream, target, some)
+            left: Counter[str] = Counter()
+            again, words = list[Again](), list[Word]()
+            for row in some:
+                intent, why = row.intent, archived.fate(row, last)
+                if why == "again" and intent.key in last:
+                    words.append(last[intent.key])
+                elif why == "again":
+                    again.append(Again(0, floor, intent.key, "delete", intent.body))
+                elif why == "mail" and choice.resend_mail and row.receipt is not None:
+                    text, why = self._mail(intent, row.receipt.get("evidence") or {})
+                    if text is not None:
+                        again.append(Again(intent.id, None, intent.key, "send", text))
+                    else:
+                        left[why] += 1
+                elif why == "event" and choice.events:
+                    again.append(Again(intent.id, None, intent.key, intent.action, intent.body))
+                else:
+                    left[why] += 1
+            more, less = self._sorted(target, words, {}, floor)
+            yield self._append(target, again + more, left + less, after=some[-1].intent.id)
 
     def _mail(self, intent: Intent, evidence: dict[str, Any]) -> tuple[str | None, str]:
         try:

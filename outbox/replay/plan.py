@@ -5,6 +5,7 @@ Reads only. What it counts changes while an application writes; what is repeated
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import psycopg
 
 from outbox import repetition, sql
 from outbox.repetition import Word
+from outbox.replay import archived
 from outbox.replay.choice import Choice
 from outbox.store import Store
 
@@ -76,14 +78,20 @@ def make(
     *,
     rate: float | None = None,
     store: Store | None = None,
+    endpoint: str | None = None,
 ) -> Plan:
-    """Plan a replay of `choice`, resolved as `chosen`. `store` is where blobs are looked for; None: nowhere."""
+    """Plan a replay of `choice`, resolved as `chosen`. `store` is where blobs are looked for; None: nowhere. `endpoint`
+    is the S3 server's, of archives in a bucket."""
     lines: list[Line] = []
     rates: dict[str, float | None] = {}
     seconds: float | None = 0.0
     for target in choice.participants(conn):
-        counts = _count(conn, choice, chosen, target)
-        if target == "blob" and counts.get(("again", "put")) and store is not None:
+        counts = (
+            _count(conn, choice, chosen, target)
+            if choice.archive is None
+            else _count_archived(conn, choice, target, endpoint)
+        )
+        if choice.archive is None and target == "blob" and counts.get(("again", "put")) and store is not None:
             stages = {stage.name for stage in store.stages()}
             missing = sum(1 for _ in absent(store, stages, repetition.words(conn, target, meant(chosen))))
             if missing:
@@ -125,6 +133,16 @@ def _count(
     # By what was set aside: the rest isn't meant.
     wanted = {"anew", "superseded", *choice.parked}
     return {(fate, action): n for fate, action, n in rows if not choice.parked or fate in wanted}
+
+
+def _count_archived(
+    conn: psycopg.Connection[Any], choice: Choice, target: str, endpoint: str | None
+) -> dict[tuple[str, str], int]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for some in archived.chunks(archived.rows(conn, choice, target, endpoint=endpoint), 10_000):
+        last = archived.last_words(conn, target, some)
+        counts.update((archived.fate(row, last), row.intent.action) for row in some)
+    return counts
 
 
 def _line(choice: Choice, target: str, action: str, fate: str, count: int) -> Line:

@@ -46,6 +46,17 @@ def send(conn: psycopg.Connection[Any], lane: Lane, reports: Sequence[Report]) -
             raise Fenced(f"lane {lane} has a new owner: it reports nothing")
 
 
+def send_of_actors(conn: psycopg.Connection[Any], reports: Sequence[Report]) -> None:
+    """The same for messages of actors. One that is running may outlive its lane's owner: its holder reports it."""
+    if reports:
+        parameters = {
+            "ids": [r.id for r in reports],
+            "verdicts": [r.verdict for r in reports],
+            "errors": [r.error for r in reports],
+        }
+        conn.execute(sql.load("actor_report"), parameters)
+
+
 def void(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[int, bool]:
     """Which of these the engine has recalled, or were given up before. → for each: whether its saga was told."""
     return {row[0]: row[1] for row in conn.execute(sql.load("saga_void"), {"ids": list(ids)})}

@@ -15,7 +15,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from outbox import sql
-from outbox.errors import NotReady
+from outbox.errors import NotReady, SagaRefused
+from outbox.saga.definition import Saga
+from outbox.saga.plan import ANY
 from outbox.saga.registry import Definitions
 from outbox.saga.states import ENDED
 
@@ -124,5 +126,21 @@ def uncontinued(conn: psycopg.Connection[Any], definitions: Definitions) -> list
         if definition is None:
             lacking.append({**row, "why": "not deployed"})
         elif definition.plan.shape != row["shape"]:
-            lacking.append({**row, "why": "its steps differ: give the new ones a version of their own"})
+            lacking.append({**row, "why": "its steps or its input differ: give the new ones a version of their own"})
+        elif definition.plan.form != ANY and (unread := _unread(conn, definition, row)):
+            lacking.append(unread)
     return lacking
+
+
+def _unread(conn: psycopg.Connection[Any], definition: Saga[Any], row: dict[str, Any]) -> dict[str, Any] | None:
+    """Open sagas of a definition whose input it can't read: of a field with a default, or an enum, the shape knows
+    nothing."""
+    why, since = "", []
+    with conn.transaction(), conn.cursor(name="outbox_saga_inputs") as cursor:
+        for data, started in cursor.execute(sql.load("saga_open_input"), row):
+            try:
+                definition.read(data)
+            except SagaRefused as error:
+                why = str(error)
+                since.append(started)
+    return {**row, "sagas": len(since), "oldest": min(since), "why": why} if since else None

@@ -5,5 +5,5 @@ select count(*) filter (where action = 'put')
           from outbox.word
          where target = %(target)s and action in ('put', 'delete') and parked is null and not void
            and (based and id < (select h.id from outbox.horizon h)
-        or not based and id <= %(high)s and pg_visible_in_snapshot(xid, %(snapshot)s))
+        or not based and outbox.shows(%(first)s, %(high)s, %(snapshot)s, xid, id))
          order by key collate "C", rank desc, id desc) as last

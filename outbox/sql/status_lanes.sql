@@ -1,13 +1,13 @@
 -- Purpose: for each lane: owner, epoch, position, how many intents are behind it (counted up to a limit) and since
---   when. Behind means: committed and visible at the newest tick, and not passed.
+--   when. Behind means: committed and visible at the newest tick, and not passed; or passed, and in an actor's hands.
 -- Locks: none. Tables: all but outbox.receipt (read). Called by: outbox.status.read.
 with newest as (
   select * from outbox.tick order by id desc limit 1
 ), stand as (
   select l.*, coalesce(p.tick, (select min(id) from outbox.tick)) as tick, coalesce(p.upto, 0) as upto,
-         coalesce(p.after, 0) as after
+         coalesce(p.after, 0) as after, coalesce(p.open, '{}') as open
     from outbox.lane l
-    left join lateral (select tick, upto, after from outbox.position p
+    left join lateral (select tick, upto, after, open from outbox.position p
                         where p.target = l.target and p.lane = l.lane order by seq desc limit 1) p on true
 )
 select s.target, s.lane, s.epoch, s.owner is not null as owned, s.place,
@@ -37,6 +37,8 @@ select s.target, s.lane, s.epoch, s.owner is not null as owned, s.place,
            select b.created_at from outbox.base b, outbox.horizon h
             where t.high = 0 and b.target = s.target and b.slot between s.slot_low and s.slot_high
               and b.id > s.after and b.id < h.id
+           union all
+           select l.created_at from outbox.log l where l.id = any (s.open)
             limit %(limit)s) as waiting
  ) b
  where s.target <> 'clock'

@@ -1,17 +1,17 @@
 -- Purpose: an intent's lane: who drains it, where it is, whether it has passed the intent, since when, and how many
---   intents it has to pass before (counted up to a limit).
+--   intents it has to pass before (counted up to a limit); whether a worker of actors has it in hand.
 -- Locks: none. Tables: outbox.lane, outbox.position, outbox.tick, outbox.log, outbox.identity (read).
 -- Called by: outbox.whereabouts.find.
 with stand as (
   select l.*, coalesce(p.tick, (select min(id) from outbox.tick)) as tick, coalesce(p.upto, 0) as upto,
-         coalesce(p.after, 0) as after
+         coalesce(p.after, 0) as after, coalesce(%(id)s = any (p.open), false) as in_hand
     from outbox.lane l
-    left join lateral (select tick, upto, after from outbox.position p
+    left join lateral (select tick, upto, after, open from outbox.position p
                         where p.target = l.target and p.lane = l.lane order by seq desc limit 1) p on true
    where l.target = %(target)s and %(slot)s between l.slot_low and l.slot_high and l.target <> 'clock'
 )
 select s.target, s.lane, s.epoch, s.place, s.state, s.reason,
-       s.owner is not null and s.lease_until > outbox.now() as drained,
+       s.owner is not null and s.lease_until > outbox.now() as drained, s.in_hand,
        i.log || '/' || t.id || '.' || t.nonce
          || case when s.upto > 0 then '+' || s.upto || '@' || s.after else '' end as position,
        coalesce(outbox.shows(t.first, t.high, t.snapshot, %(xid)s::text::xid8, %(id)s), false)

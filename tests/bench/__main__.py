@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, retention, saga, saga_latency, scrub
+from tests.bench import blob, index, latency, log, orm, resilver, retention, saga, saga_latency, scrub
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -42,6 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "log-1e6": log.large,
     "log-held": log.held,
     "index": index.measure,
+    "resilver": resilver.measure,
     "blob": blob.measure,
     "blob-memory": blob.memory,
     "scrub": scrub.measure,
@@ -52,7 +53,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "retention": retention.measure,
 }
 
-LONG = frozenset({"log-1e6", "saga-kept"})
+LONG = frozenset({"log-1e6", "resilver", "saga-kept"})
 """Left out of `--quick` unless they are named."""
 
 

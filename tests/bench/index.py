@@ -49,23 +49,23 @@ class Plain(NamedTuple):
 
 def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
     """Documents a second."""
-    documents = list(_documents())
+    made_up = list(documents(DOCUMENTS))
     with rig(site, "index") as made:
-        _emit(made, documents)
+        emit(made, made_up)
         made.tick()
-        plain = _as_stored(made, site.folder(), documents)
+        plain_ones = _as_stored(made, site.folder(), made_up)
 
         def reader() -> float:
             folder = site.folder()
             took = _participant(made, folder)
             shutil.rmtree(folder)
-            return len(plain) / took
+            return len(plain_ones) / took
 
         def bare() -> float:
             folder = site.folder()
-            took = _bare(folder, plain)
+            took = build(folder, plain_ones)
             shutil.rmtree(folder)
-            return len(plain) / took
+            return len(plain_ones) / took
 
         # Both sides have run once already, when the documents were read back.
         pair = compare(reader, bare, pairs=2 if quick else 5, warm=False)
@@ -89,7 +89,8 @@ def _participant(made: Rig, folder: Path) -> float:
     return took
 
 
-def _bare(folder: Path, plain: list[Plain]) -> float:
+def build(folder: Path, plain: list[Plain], commit: int = COMMIT) -> float:
+    """Xapian alone. → seconds."""
     start = time.perf_counter()
     folder.mkdir()
     db = xapian.WritableDatabase(str(folder), xapian.DB_CREATE_OR_OPEN)
@@ -97,9 +98,9 @@ def _bare(folder: Path, plain: list[Plain]) -> float:
     generator = xapian.TermGenerator()
     generator.set_stemmer(xapian.Stem("en"))
     generator.set_flags(xapian.TermGenerator.FLAG_CJK_NGRAM)
-    for first in range(0, len(plain), COMMIT):
+    for first in range(0, len(plain), commit):
         db.begin_transaction()
-        for term, title, text, data in plain[first : first + COMMIT]:
+        for term, title, text, data in plain[first : first + commit]:
             doc = xapian.Document()
             doc.set_data(data)
             doc.add_boolean_term(term)
@@ -119,15 +120,12 @@ def _bare(folder: Path, plain: list[Plain]) -> float:
 def _as_stored(made: Rig, folder: Path, documents: list[tuple[str, dict[str, Any]]]) -> list[Plain]:
     """The documents with the data that the participant stores; makes sure that both sides write the same terms."""
     _participant(made, folder)
+    made_plain = plain(folder / "00", documents)
     ours = xapian.Database(str(folder / "00"))
-    plain = [
-        Plain(key_term(key), payload["title"], payload["text"], ours.get_document(number).get_data())
-        for number, (key, payload) in enumerate(documents, 1)
-    ]
     beside = folder / "bare"
-    _bare(beside, plain)
+    build(beside, made_plain)
     theirs = xapian.Database(str(beside))
-    for number in (1, len(plain) // 2, len(plain)):
+    for number in (1, len(made_plain) // 2, len(made_plain)):
         if _terms(ours, number) != _terms(theirs, number):
             raise RuntimeError(f"the two indexes differ in document {number}: make the bare loop do the same")
     if (ours.get_doccount(), ours.get_avlength()) != (theirs.get_doccount(), theirs.get_avlength()):
@@ -135,21 +133,32 @@ def _as_stored(made: Rig, folder: Path, documents: list[tuple[str, dict[str, Any
     ours.close()
     theirs.close()
     shutil.rmtree(folder)
-    return plain
+    return made_plain
+
+
+def plain(shard: Path, documents: list[tuple[str, dict[str, Any]]]) -> list[Plain]:
+    """The documents with what the participant has stored with them."""
+    db = xapian.Database(str(shard))
+    found = [
+        Plain(key_term(key), payload["title"], payload["text"], db.get_document(number).get_data())
+        for number, (key, payload) in enumerate(documents, 1)
+    ]
+    db.close()
+    return found
 
 
 def _terms(db: Any, number: int) -> list[tuple[bytes, int]]:
     return [(item.term, item.wdf) for item in db.get_document(number).termlist()]
 
 
-def _documents() -> Iterator[tuple[str, dict[str, Any]]]:
+def documents(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Keys and payloads. The words are made up, but as many and as unevenly used as those of English."""
     rng = random.Random(1)
     words = sorted({"".join(rng.choices(_SYLLABLES, k=rng.choice((1, 2, 2, 3, 3)))) for _ in range(30_000)})
     # Zipf's law, and the most frequent words are short ones.
     words.sort(key=lambda word: len(word) + rng.gauss(0, 2))
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
-    for number in range(DOCUMENTS):
+    for number in range(count):
         title = " ".join(rng.choices(words, cum_weights=weights, k=4)).capitalize()
         text = " ".join(rng.choices(words, cum_weights=weights, k=SIZE // 2))
         made = document(title=title, text=text)
@@ -157,6 +166,8 @@ def _documents() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"note/{number}", document(title=title, text=text[:-surplus])
 
 
-def _emit(made: Rig, documents: list[tuple[str, dict[str, Any]]]) -> None:
+def emit(made: Rig, documents: list[tuple[str, dict[str, Any]]]) -> None:
+    """Into the log, in few transactions."""
     intents = [Intent.make("index", "put", key, payload) for key, payload in documents]
-    made.admin.execute(sql.load("log_append"), append_parameters(intents))
+    for first in range(0, len(intents), 10_000):
+        made.admin.execute(sql.load("log_append"), append_parameters(intents[first : first + 10_000]))

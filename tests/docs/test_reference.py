@@ -16,6 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
+from outbox.actor import OutboxBroker
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
@@ -237,7 +238,12 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.blobs.delete": BlobVerbs.delete,
     "outbox.mail.send": MailVerbs.send,
     "outbox.emit": Outbox.emit,
+    "outbox.append": Outbox.append,
     "outbox.signal": Outbox.signal,
+    "OutboxBroker": OutboxBroker.__init__,
+    "broker.using": OutboxBroker.using,
+    "broker.transaction": OutboxBroker.transaction,
+    "broker.action": OutboxBroker.action,
     "outbox.cancel": Outbox.cancel,
     "outbox.of": Outbox.of,
     "Saga": Saga.__init__,
@@ -362,7 +368,7 @@ def check(admin: psycopg.Connection[Any], table: str, column: str) -> set[str]:
 def test_states_of_an_intent_are_those_of_code_and_schema(admin: psycopg.Connection[Any]) -> None:
     reasons = check(admin, "parked", "reason")
     assert set(get_args(Reason)) == reasons
-    assert {verdict.value for verdict in Verdict} == reasons - {"due", "skipped"} | {"applied"}
+    assert {verdict.value for verdict in Verdict} == reasons - {"due", "skipped", "running"} | {"applied"}
     assert diagram("An intent") == reasons | {"logged", "applied"}
     parked = rows(sections(DOCS / "how-to/parked-intents.md", 2)["See them"])
     assert {code(row[0]) for row in parked} == reasons

@@ -64,6 +64,20 @@ def emit(conn: Conn, key: str, payload: int) -> int:
     return int(row[0])
 
 
+def keep(bench: Bench, horizon: int, base: dict[str, tuple[int, Any]]) -> None:
+    """Drop the log up to an id, as retention does; `base` is what was live: key → the intent that wrote it, content."""
+    bench.admin.execute("update outbox.horizon set id = %s", (horizon,))
+    for key, (number, content) in base.items():
+        bench.admin.execute(
+            "insert into outbox.base (target, key, id, payload, created_at) values (%s, %s, %s, %s, now())",
+            (TARGET, key, number, json.dumps(content)),
+        )
+    partitions = "select inhrelid::regclass::text from pg_inherits where inhparent = 'outbox.log'::regclass"
+    for (partition,) in bench.admin.execute(partitions).fetchall():
+        bench.admin.execute(f"alter table {partition} disable trigger all")
+    bench.admin.execute("delete from outbox.log where id < %s", (horizon,))
+
+
 def live_now(bench: Bench) -> dict[str, Any]:
     bench.clock.step()
     return {i.key: i.payload for i in live.puts(bench.conn, TARGET, tick.latest(bench.conn))}
@@ -254,18 +268,7 @@ def test_repetition_is_judged_by_the_base_when_the_log_it_was_written_in_is_gone
     horizon = delete(bench, "gone") + 1
     for number in numbers:
         repeater.repeat(number, since)
-    bench.admin.execute("update outbox.horizon set id = %s", (horizon,))
-    bench.admin.execute(
-        "insert into outbox.base (target, key, id, payload, created_at) "
-        "values (%s, 'same', %s, '1', now()), (%s, 'newer', %s, '2', now())",
-        (TARGET, numbers[0], TARGET, newer),
-    )
-    bench.admin.execute("alter table outbox.log disable trigger log_append_only")
-    for (partition,) in bench.admin.execute(
-        "select inhrelid::regclass::text from pg_inherits where inhparent = 'outbox.log'::regclass"
-    ).fetchall():
-        bench.admin.execute(f"alter table {partition} disable trigger all")
-    bench.admin.execute("delete from outbox.log where id < %s", (horizon,))
+    keep(bench, horizon, {"same": (numbers[0], 1), "newer": (newer, 2)})
     bench.sink.effects.clear()
     # When
     bench.drain(reader)

@@ -10,20 +10,24 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import psycopg
 import pytest
 
-from outbox import live, operation, repetition, tick
+from outbox import archive, live, operation, repetition, tick
+from outbox.archive import Archived
 from outbox.database import connect
 from outbox.errors import NotReady
+from outbox.intent import Intent
 from outbox.replay import course, plan
 from outbox.replay.choice import Choice
 from outbox.replay.course import Course, Step
 from tests.fixtures.lanes import TARGET, Bench, Sink
 from tests.fixtures.site import LIMIT
 from tests.integration.test_reader import POISON
+from tests.integration.test_repetition import keep
 
 Conn = psycopg.Connection[Any]
 
@@ -162,6 +166,9 @@ def test_replay_plans_what_becomes_of_each_intent(stage: Stage, bench: Bench) ->
         ("put", "recalled"): 1,
         ("put", "due"): 1,
     }
+    # And that is what it does
+    assert stage.replay() == {"again": 5, "left_out": {"behind": 1}}
+    assert [key for key, _ in stage.again()] == ["note/0", "note/1", "note/2", "photo/1", "saga"]
 
 
 def test_replay_repeats_events_in_order_when_it_is_asked_for(stage: Stage, bench: Bench) -> None:
@@ -265,6 +272,72 @@ def test_replay_waits_until_it_is_applied(stage: Stage, bench: Bench) -> None:
     assert next(waits).waits
     bench.drain(reader)
     assert list(waits) == []
+
+
+def archived(bench: Bench, place: Path, until: int) -> None:
+    """Archive what the log has below an id."""
+    log = bench.admin.execute("select log from outbox.identity").fetchone()
+    assert log is not None
+    rows = [
+        Archived(Intent(number, TARGET, action, key, body, saga=saga), created_at, 1)
+        for number, action, key, body, saga, created_at in bench.admin.execute(
+            "select id, action, key, payload::text, saga, created_at from outbox.log where id < %s order by id",
+            (until,),
+        )
+    ]
+    archive.write(rows, place, log=log[0], first=1, until=until)
+
+
+def test_replay_takes_from_an_archive_what_counts_still(stage: Stage, bench: Bench, tmp_path: Path) -> None:
+    # Given: a part of the log that was archived and dropped, and a key that was changed since
+    numbers = {key: emit(bench, "put", key, key) for key in ("same", "changed", "gone")}
+    emit(bench, "delete", "gone")
+    emit(bench, "touch", "same", "event")
+    emit(bench, "put", "saga", "of a saga", saga=SAGA)
+    horizon = emit(bench, "touch", "later") + 1
+    reader = bench.reader()
+    bench.drain(reader)
+    archived(bench, tmp_path, horizon)
+    keep(
+        bench, horizon, {key: (numbers[key], key) for key in ("same", "changed")} | {"saga": (horizon - 2, "of a saga")}
+    )
+    emit(bench, "put", "changed", "new")
+    bench.drain(reader)
+    bench.sink.effects.clear()
+    place = str(tmp_path)
+    # When
+    counts = stage.plan(archive=place, events=True)
+    assert counts == {
+        ("put", "again"): 2, ("put", "superseded"): 2, ("delete", "again"): 1, ("touch", "event"): 2,
+    }  # fmt: skip
+    assert stage.replay(archive=place, events=True) == {"again": 5, "left_out": {"superseded": 2}}
+    bench.drain(reader)
+    # Then what the archive has and nothing newer has replaced is said again
+    assert sorted(key for key, _ in bench.sink.effects) == ["gone", "later", "same", "same", "saga"]
+    assert ("same", "event") in bench.sink.effects
+    live_now = {i.key: i.payload for i in live.puts(bench.conn, TARGET, tick.latest(bench.conn))}
+    assert live_now == {"same": "same", "changed": "new", "saga": "of a saga"}
+    # ... or what of it was chosen, and that goes on where it was left
+    assert stage.replay(archive=place, saga=SAGA) == {"again": 1, "left_out": {}}
+    replay = stage.begin(archive=place, key="same")
+    next(replay.steps())
+    assert next(replay.steps(), None) is None
+
+
+def test_replay_uses_nothing_of_an_archive_that_was_damaged(stage: Stage, bench: Bench, tmp_path: Path) -> None:
+    emit(bench, "touch", "k")
+    archived(bench, tmp_path, 1000)
+    [file] = tmp_path.iterdir()
+    file.chmod(0o600)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(archive.ArchiveDamaged):
+        stage.replay(archive=str(tmp_path), events=True)
+    assert stage.again() == []
+    # ... nor of two that contradict each other
+    file.rename(tmp_path / file.name.replace("-0000000000000000001-", "-0000000000000000002-"))
+    archived(bench, tmp_path, 1000)
+    with pytest.raises(NotReady, match="two histories"):
+        stage.plan(archive=str(tmp_path))
 
 
 @pytest.mark.parametrize("target", ["saga", "clock", "nobody"])

@@ -380,7 +380,7 @@ def test_swap_is_refused_when_another_one_came_in_between(admin: psycopg.Connect
     for was, then in ((0, 5), (4, 4), (4, 3)):
         with pytest.raises(psycopg.DatabaseError) as refused:
             admin.execute(swap, (was, then))
-        assert refused.value.sqlstate == "OB011"
+        assert refused.value.sqlstate == "OB016"
 
 
 # ------------------------------------------------------------------------------------------------- format

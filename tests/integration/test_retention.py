@@ -414,6 +414,11 @@ def test_retention_i8_gives_a_base_row_that_fails_its_turn_again_when_a_particip
     # Then it is parked, and what comes after it waits behind it
     assert new.effects == [("b", 2)]
     assert bench.parked() == {"retry": ["a"], "blocked": ["a"]}
+    row = bench.admin.execute("select min(id) from outbox.parked").fetchone()
+    assert row is not None
+    waits = whereabouts.find(bench.conn, row[0])
+    assert (waits.state, waits.command) == ("retry", f"outbox parked retry {row[0]}")
+    assert archive.find(shelf)[0].name in waits.says
     new.fate = {}
     bench.drain(reader)
     assert new.effects == [("b", 2), ("a", 1), ("a", 3)]

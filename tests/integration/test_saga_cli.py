@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import pytest
 from outbox import Saga, cli, status
 from outbox.cli.status import render
 from outbox.participant import Outcome, Verdict
+from outbox.saga import view
 from outbox.saga.plan import Retry
 from tests.fixtures.sagas import Rig, function_step, sink_step
 
@@ -214,6 +216,33 @@ def test_saga_check_fails_when_the_code_can_not_continue_an_open_saga(rig: Rig, 
     assert json.loads(operator("check", "--json", "--sagas", "tests.fixtures.shop", status=1))[0]["sagas"] == 1
     rig.admin.execute("delete from outbox.saga")
     assert "can be continued" in operator("check")
+
+
+@dataclass
+class Parcel:
+    to: str
+    weight: int = 0
+
+
+@dataclass
+class Box:
+    """A later `Parcel`, of which a field with a default has another type."""
+
+    to: str
+    weight: list[int] = field(default_factory=list)
+
+
+def test_saga_check_reads_the_inputs_of_open_sagas(rig: Rig) -> None:
+    """What the shape doesn't know: that would come up in the middle of a saga."""
+    before, after = Saga("parcel", Parcel), Saga("parcel", Box)
+    for saga in (before, after):
+        sink_step(saga, "a")
+    rig.start(before, Parcel("ann", 5))
+    rig.settle(sink=False)
+    assert view.uncontinued(rig.admin, {("parcel", 1): before}) == []
+    (found,) = view.uncontinued(rig.admin, {("parcel", 1): after})
+    assert found["sagas"] == 1
+    assert "weight is int and declared as list" in found["why"]
 
 
 def test_saga_requests_need_an_operators_rights(rig: Rig) -> None:

@@ -121,6 +121,8 @@ def test_saga_signal_that_is_none_is_set_aside_and_disturbs_nobody(rig: Rig, bod
     rig.settle()
     assert rig.steps(other)["approval"] == "running"
     assert rig.parked() == {"poison": [str(number)]}
+    # By itself, and at once: not because the batch failed with it, again and again.
+    assert rig.admin.execute("select attempts from outbox.parked").fetchone() == (1,)
     assert kept(rig) == 0
 
 

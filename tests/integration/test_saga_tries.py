@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from outbox import Saga
-from outbox.errors import Transient
+from outbox.errors import Transient, Unavailable
 from outbox.participant import Outcome, Verdict
 from outbox.retry import Backoff
 from outbox.saga.plan import Retry
@@ -128,6 +128,12 @@ def test_saga_i7_undoes_what_a_try_may_have_done_before_the_last_one_was_refused
     rig.sink.fate["b"] = UNTOUCHED
     rig.admin.execute("update outbox.parked set retry_at = outbox.now()")
     rig.settle()
+    # … and one that found the participant down
+    rig.sink.fate["b"] = Unavailable("down")
+    rig.admin.execute("update outbox.parked set retry_at = outbox.now()")
+    rig.sinker._parked_at = -10.0
+    with pytest.raises(Unavailable):
+        rig.sinker.step()
     # When: the participant says no, as it does to what it has already
     rig.sink.fate["b"] = POISON
     rig.admin.execute("update outbox.parked set retry_at = outbox.now()")

@@ -150,6 +150,10 @@ RIGHTS = {
     "select outbox.cut(1000000), (select count(*) from outbox.held(1000000, 1))": {"worker", "operator", "reader"},
     "select outbox.check_droppable(1000000)": set(),
     "select outbox.forget_dropped(), outbox.forget_sagas('1 day')": {"worker", "operator"},
+    "select outbox.repeats('{}'), (select count(*) from outbox.word)": {"worker", "operator", "reader"},
+    "insert into outbox.operation (kind) values ('replay')": {"worker", "operator"},
+    "update outbox.operation set request = '{}'": set(),
+    "delete from outbox.operation": set(),
     # Only the engine (outbox_saga) changes sagas: a participant's worker tells it what became of an intent.
     "select outbox.saga_report('', 0, 0, '{}', '{}', '{}')": {"worker"},
     "select outbox.saga_state('00000000-0000-0000-0000-000000000001')": {"app", "worker", "operator", "reader"},

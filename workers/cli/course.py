@@ -55,7 +55,8 @@ def rate(text: str) -> float:
 
 def agreed(plan: str, question: str, *, yes: bool) -> bool:
     """Print the plan, and ask. Where nobody can be asked, nothing is agreed to without `--yes`."""
-    print(plan, file=sys.stderr)
+    if plan:
+        print(plan, file=sys.stderr)
     if yes:
         return True
     if not sys.stdin.isatty():

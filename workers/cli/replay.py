@@ -47,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--parked", choices=get_args(Parked), action="append", default=[],
         help="set aside for this, instead of applied; again: or this",
     )  # fmt: skip
+    parser.add_argument("--from-archive", metavar="PLACE", help="archived in this directory, or in s3://BUCKET/PREFIX")
     parser.add_argument("--resend-mail", action="store_true", help="mail too, under new Message-IDs")
     parser.add_argument(
         "--events", action="store_true", help="of your own participants: what is neither put nor delete"
@@ -87,31 +88,42 @@ def run(args: argparse.Namespace) -> int:
         if stream.pooled:
             raise NotReady("a replay reads with a cursor, which a pooler may lose: connect past the pooler")
         store = _store(settings)
-        found = course.take_up(conn, KIND, number=args.resume, request=choice.request())
+        found = None
+        if not args.dry_run:
+            found = course.take_up(conn, KIND, number=args.resume, request=choice.request())
+        if found is not None and args.resume is None and not course.agreed("", "Go on with it?", yes=args.yes):
+            found.end(conn, "running")
+            return 1
         planned: plan.Plan | None = None
-        if found is None or args.dry_run:
+        if found is None:
             chosen = choice.resolve(conn)
-            planned = plan.make(conn, choice, chosen, rate=args.rate, store=store)
+            endpoint = settings.s3_endpoint
+            planned = plan.make(conn, choice, chosen, rate=args.rate, store=store, endpoint=endpoint)
             if args.dry_run or not planned.intents:
                 return _only_planned(args, planned, store)
             question = f"Repeat {planned.intents:,} intents?"
             if not course.agreed(_picture(planned, store), question, yes=args.yes):
                 return 1
             found = begin(conn, choice, chosen, planned.intents)
-        return _carry_out(args, conn, Course(conn, stream, found, store=store, rate=args.rate), found, planned)
+        replay = Course(conn, stream, found, store=store, rate=args.rate, endpoint=settings.s3_endpoint)
+        return _carry_out(args, conn, replay, found, planned)
 
 
 def _choice(args: argparse.Namespace) -> Choice:
     if sum(value is not None for value in (args.key, args.key_prefix, args.model)) > 1:
         args.usage_error("give one of --key, --key-prefix and --model")
+    given = (args.after_tick, args.upto_tick, args.parked or None)
+    if args.from_archive is not None and any(value is not None for value in given):
+        args.usage_error("an archive knows nothing of ticks and of what is parked: choose otherwise")
     prefix = args.key_prefix if args.model is None else f"{args.model}/"
     choice = Choice(
         targets=tuple(sorted(set(args.targets))), key=args.key, key_prefix=prefix, saga=args.saga,
         begin=args.begin, end=args.end, after_tick=args.after_tick, upto_tick=args.upto_tick,
-        parked=tuple(sorted(set(args.parked))), resend_mail=args.resend_mail, events=args.events,
+        parked=tuple(sorted(set(args.parked))), archive=args.from_archive, resend_mail=args.resend_mail,
+        events=args.events,
     )  # fmt: skip
-    if args.resume is not None and choice != Choice():
-        args.usage_error("--resume goes on with what was chosen when it began: leave the other choices out")
+    if args.resume is not None and (choice != Choice() or args.dry_run):
+        args.usage_error("--resume goes on with what was chosen when it began: leave the other options out")
     return choice
 
 

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _lanes(text: str) -> tuple[str, int]:
     target, _, number = text.partition("=")
-    if target not in supervisor.WORKERS or target == "clock" or not (number.isascii() and number.isdigit()):
+    if target not in supervisor.WORKERS or target in ("clock", "actors") or not (number.isascii() and number.isdigit()):
         raise argparse.ArgumentTypeError("not of the form TARGET=N, such as index=4")
     return target, int(number)
 

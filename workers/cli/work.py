@@ -25,7 +25,7 @@ from outbox.participant import Participant
 from outbox.settings import Settings, required
 from workers import process
 
-HELP = "drain the log into a participant (index, blob, mail), drive sagas, run the clock, or take mail's receipts"
+HELP = "drain the log into a participant (index, blob, mail), drive sagas, run actors, the clock, or take receipts"
 
 #: In the order in which they are started.
 TARGETS = ("clock", "index", "blob", "mail", "saga")
@@ -33,24 +33,38 @@ TARGETS = ("clock", "index", "blob", "mail", "saga")
 #: The server that mail's receipts are brought to. With OUTBOX_MAIL_EVIDENCE=receipt:… only.
 RECEIPTS = "receipts"
 
+#: dramatiq's workers, which take the queues of actors.
+ACTORS = "actors"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", metavar="TARGET", help=", ".join([*TARGETS, RECEIPTS, "all", "or your own participant's name"])
+        "target",
+        metavar="TARGET",
+        help=", ".join([*TARGETS, RECEIPTS, ACTORS, "all", "or your own participant's name"]),
     )
     parser.add_argument("--lane", metavar="N", type=int, help="drain this lane only, counted from 0 (default: all)")
     parser.add_argument(
         "--participant", metavar="MODULE:NAME", help="the class of your own participant, or a function that makes it"
     )
+    for option, what in (("processes", "worker processes"), ("threads", "threads of each")):
+        parser.add_argument(f"--{option}", metavar="N", type=int, help=f"of actors: {what} (default: dramatiq's)")
     parser.add_argument("--until-idle", action="store_true", help="stop when everything committed so far is done")
 
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if args.target in ("all", "clock", RECEIPTS) and (args.lane is not None or args.participant):
+    if args.target in ("all", "clock", RECEIPTS, ACTORS) and (args.lane is not None or args.participant):
         raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
     if args.target == "all":
         return _all(args)
+    if args.target == ACTORS:
+        from workers.cli.actors import become_dramatiq  # noqa: PLC0415 - as below
+
+        if args.until_idle:
+            raise NotReady("actors are never idle: use --until-idle with a participant or with all")
+        become_dramatiq(args.state, processes=args.processes, threads=args.threads)
+        return 0
     settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
     stop = process.Stop().install()
     if args.target in ("clock", RECEIPTS):
@@ -144,6 +158,7 @@ def _all(args: argparse.Namespace) -> int:
     others have just done."""
     settings = Settings.load(args.state, role="worker")
     servers = ["clock", *([RECEIPTS] if settings.mail_evidence.startswith("receipt:") else [])]
+    servers += [ACTORS] if settings.actors else []
     stop = process.Stop().install()
     while True:
         failed = _round(args, servers, stop)

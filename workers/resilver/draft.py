@@ -210,7 +210,7 @@ class Draft:
         # Their place in the log is behind: of their keys, something later may be the last word.
         for part in _parts(again):
             keys = dict.fromkeys((intent.key for intent in log.fetch(conn, part)), None)
-            words = live.words(conn, TARGET, end, list(keys), slots=self.slots)
+            words = live.puts(conn, TARGET, end, slots=self.slots, keys=list(keys))
             with self._shard.transaction() as db:
                 write(self._shard, db, {**keys, **{intent.key: _readable(intent) for intent in words}})
             count += len(part)
@@ -223,12 +223,14 @@ class Draft:
         return count
 
     def _pages(self, conn: psycopg.Connection[Any], start: Tick, end: Tick) -> Iterator[list[Intent]]:
-        after = 0
-        while end.id > start.id and (
-            page := log.page(conn, start, end, target=TARGET, slots=self.slots, after=after, limit=PAGE)
-        ):
-            after = page[-1].id
-            yield [intent for intent in page if intent.action in ("put", "delete")]
+        while end.id > start.id:
+            upto, after = tick.reach(conn, start, end), 0
+            while not tick.same_place(start, upto) and (
+                page := log.page(conn, start, upto, target=TARGET, slots=self.slots, after=after, limit=PAGE)
+            ):
+                after = page[-1].id
+                yield [intent for intent in page if intent.action in ("put", "delete")]
+            start = upto
 
     def _overtaken(self, conn: psycopg.Connection[Any], page: Sequence[Intent], start: Tick, end: Tick) -> set[int]:
         found = [(intent, says) for intent in page if (says := Repeats.read(intent)) is not None]

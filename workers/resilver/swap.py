@@ -87,7 +87,7 @@ def swap(
             f"(GRANT outbox_operator TO {user})"
         ) from None
     except psycopg.DatabaseError as error:
-        if error.sqlstate == "OB011":
+        if error.sqlstate == "OB016":
             raise NotReady(f"{error.diag.message_primary}. {error.diag.message_hint}") from None
         raise
     hit("resilver.swapped")

@@ -1,0 +1,288 @@
+"""The broker: dramatiq's side of the log.
+
+    broker = OutboxBroker(outbox)
+    dramatiq.set_broker(broker)
+
+    with Session.begin() as session:
+        session.add(order)
+        confirm.send(order.id)      # an actor: commits with the order, or not at all
+
+* A send inside a transaction of an attached session commits with it; outside of one it is durable when it returns.
+* A delay is a time in the log, and nothing waits in a worker's memory.
+* Workers are dramatiq's own (`dramatiq module`); what they do with the log is in `workers.actor`.
+* `with broker.transaction() as session:` in an actor acknowledges the message in that transaction: what the actor
+  writes there is written once.
+
+Raises dramatiq's errors: `QueueNotFound`, `QueueJoinTimeout`, `ConnectionFailed`, `ConnectionClosed`; and ours for
+messages that don't fit the log (`PayloadTooLarge`, `PayloadInvalid`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+from dramatiq.common import current_millis, q_name
+from dramatiq.errors import QueueNotFound
+from dramatiq.middleware import Middleware, SkipMessage
+
+from outbox import sql
+from outbox.actor import queue
+from outbox.actor.delivered import Delivered
+from outbox.actor.letter import intent_of, target_of
+from outbox.actor.sender import Sender
+from outbox.errors import Fenced, NotReady
+from outbox.log import append_one
+from outbox.saga.run import Action
+from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from outbox.session import Outbox
+
+LANES = 4
+"""Lanes of a new queue: as many processes as can take part in it. Each costs a query for every tick."""
+
+MISSING = 40
+"""How often a message is put back whose actor isn't there: some half an hour, with growing pauses. In a rolling
+deployment another worker may have it, or the next one."""
+
+#: The message that the running actor was given.
+_MESSAGE: ContextVar[Delivered | None] = ContextVar("outbox_message", default=None)
+
+#: The session that `using` names.
+_USED: ContextVar[Session | None] = ContextVar("outbox_used", default=None)
+
+
+class OutboxBroker(dramatiq.Broker):
+    """A broker whose messages lie in the log. Making one connects to nothing."""
+
+    def __init__(
+        self,
+        outbox: Outbox | None = None,
+        *,
+        settings: Settings | None = None,
+        worker: Settings | None = None,
+        lanes: int = LANES,
+        missing: int = MISSING,
+        middleware: list[Middleware] | None = None,
+    ) -> None:
+        """`outbox`: whose sessions sends commit with; None: every send is a transaction of its own.
+
+        `settings`: what the application connects as (by default the outbox's, or `Settings.load()`). `worker`: what
+        the workers connect as, a member of outbox_actor (by default `settings`, or what OUTBOX_ACTOR_DATABASE names).
+        `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
+        """
+        super().__init__(middleware)
+        self.outbox = outbox
+        self.lanes = lanes
+        self.missing = missing
+        self._settings = settings
+        self._worker = worker or settings
+        self._known: set[str] = set()
+        self._sender = Sender(lambda: self.settings.database)
+        self._books = Sender(lambda: self.worker_settings.database)
+        self._delivery: Any = None
+
+    @property
+    def settings(self) -> Settings:
+        """What the application connects as."""
+        if self._settings is None:
+            self._settings = self.outbox.settings if self.outbox is not None else Settings.load()
+        return self._settings
+
+    @property
+    def worker_settings(self) -> Settings:
+        """What the workers connect as."""
+        if self._worker is None:
+            self._worker = Settings.load(role="actor")
+        return self._worker
+
+    # ------------------------------------------------------------------------------------------ queues
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Make a queue known in this process. The database hears of it when it is first used."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues[queue_name] = target_of(queue_name)
+            self.emit_after("declare_queue", queue_name)
+
+    def _target(self, queue_name: str) -> str:
+        try:
+            return str(self.queues[q_name(queue_name)])
+        except KeyError:
+            raise QueueNotFound(queue_name) from None
+
+    def registered(self, queue_name: str) -> str:
+        """The participant of a declared queue, known to the database. Raises `QueueNotFound`."""
+        target = self._target(queue_name)
+        if target not in self._known:
+            self._sender.run(lambda conn: queue.declare(conn, target, self.lanes))
+            self._known.add(target)
+        return target
+
+    def flush(self, queue_name: str) -> None:
+        """Drop all messages of a queue: waiting, delayed, and dead. What runs goes on, and isn't acknowledged."""
+        target = self.registered(queue_name)
+        self._books.run(lambda conn: queue.flush(conn, target))
+
+    def flush_all(self) -> None:
+        """Drop all messages of all declared queues."""
+        for name in list(self.queues):
+            self.flush(name)
+
+    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
+        """Wait until a queue is done: nothing waits, runs, or is to be retried. For tests. `timeout`: milliseconds.
+
+        Raises `QueueJoinTimeout`, `QueueNotFound`.
+        """
+        target = self.registered(queue_name)
+        self._sender.run(lambda conn: queue.join(conn, target, None if timeout is None else timeout / 1000))
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        self._sender.close()
+        self._books.close()
+
+    # ----------------------------------------------------------------------------------------- sending
+
+    def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
+        """Write a message into the log: with the session's transaction, if there is one. `delay`: milliseconds."""
+        if isinstance(message, Delivered):
+            return self._again(message, delay)
+        target = self.registered(message.queue_name)
+        message = message.copy(queue_name=q_name(message.queue_name))
+        if delay is not None:
+            message = message.copy(options={"eta": current_millis() + delay})
+        self.emit_before("enqueue", message, delay)
+        intent = intent_of(message, due=_due(message))
+        session = self.session()
+        if session is None or self.outbox is None:
+            self._sender.run(lambda conn: conn.execute(sql.load("log_append_one"), append_one(intent)))
+        else:
+            self.outbox.append(session, intent)
+        self.logger.debug("Message %s goes to %s.", message.message_id, target)
+        self.emit_after("enqueue", message, delay)
+        return message
+
+    def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
+        """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
+        wait = max(0, delay or 0)
+        self.emit_before("enqueue", message, delay)
+        message.retry = wait / 1000
+        self.emit_after("enqueue", message, delay)
+        again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
+        return again
+
+    def action(self, message: dramatiq.Message[Any]) -> Action:
+        """What a step of a saga returns to have an actor run: `return broker.action(charge.message(run.input.order))`.
+
+        The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
+        """
+        self.registered(message.queue_name)
+        return Action(intent_of(message), {"message_id": message.message_id})
+
+    # ---------------------------------------------------------------------------------------- sessions
+
+    def session(self) -> Session | None:
+        """The session that a send commits with now. Raises `IntentRefused` if several are in a transaction here."""
+        used = _USED.get()
+        if used is not None or self.outbox is None:
+            return used
+        from outbox.current import current  # noqa: PLC0415 - a worker without sessions doesn't load SQLAlchemy
+
+        return current(lambda session: self.outbox is not None and self.outbox.of(session) is self.outbox)
+
+    @contextmanager
+    def using(self, session: Session) -> Iterator[None]:
+        """Sends in this block commit with `session`, whatever other sessions there are."""
+        token = _USED.set(session)
+        try:
+            yield
+        finally:
+            _USED.reset(token)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """In an actor: a new session, whose commit at the end of the block acknowledges the message.
+
+        What is written in it is written once, however often the message is delivered. Whatever the actor does after
+        the block is done at most once. Raises `Fenced`, and rolls back, when the message is in other hands by now.
+        """
+        message = _MESSAGE.get()
+        if message is None:
+            raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
+        if self.outbox is None or not callable(self.outbox.sessions):
+            raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
+        with self.outbox.sessions() as session, session.begin(), self.using(session):
+            yield session
+            session.flush()
+            message.in_transaction = True
+            self._acknowledge(session, message)
+        message.done = True
+
+    @staticmethod
+    def _acknowledge(session: Session, message: Delivered) -> None:
+        import psycopg  # noqa: PLC0415
+        import sqlalchemy as sa  # noqa: PLC0415
+
+        try:
+            session.execute(
+                sa.text("select outbox.actor_done(:id, :target, :lane, :epoch, cast(:holder as uuid))"),
+                {"id": message.id, **message.hold._asdict()},
+            )
+        except sa.exc.DBAPIError as error:
+            if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":
+                raise Fenced("the message is in other hands by now: nothing was written") from None
+            raise
+
+    # --------------------------------------------------------------------------------------- consuming
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> dramatiq.Consumer:
+        """What a worker iterates over. Needs the extra `workers`. Raises `QueueNotFound`, `NotReady`."""
+        target = self._target(queue_name)
+        if self._delivery is None:
+            for point in entry_points(group="outbox.actor", name="delivery"):
+                self._delivery = point.load()(self)
+                break
+            else:
+                raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
+        consumer: dramatiq.Consumer = self._delivery.consumer(q_name(queue_name), target, prefetch, timeout)
+        return consumer
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "process_message" and isinstance(args[0], Delivered):
+            _MESSAGE.set(args[0])
+            if not args[0].mine():
+                args[0].stale = True
+                raise SkipMessage("it is in other hands by now")
+        elif signal == "worker_shutdown" and self._delivery is not None:
+            self._delivery.leave()
+        if not _stale(args):
+            super().emit_before(signal, *args, **kwargs)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if not _stale(args):
+            super().emit_after(signal, *args, **kwargs)
+        if signal in ("process_message", "skip_message"):
+            _MESSAGE.set(None)
+
+
+def _stale(args: tuple[Any, ...]) -> bool:
+    """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
+    store that it was skipped.)"""
+    return bool(args) and isinstance(args[0], Delivered) and args[0].stale
+
+
+def _due(message: dramatiq.Message[Any]) -> datetime | None:
+    eta = message.options.get("eta")
+    if isinstance(eta, bool) or not isinstance(eta, int | float):
+        return None
+    return None if eta / 1000 <= time.time() else datetime.fromtimestamp(eta / 1000, UTC)

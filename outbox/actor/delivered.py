@@ -1,0 +1,77 @@
+"""Delivered: a message in the hands of a worker, and what is decided about it.
+
+Made by `workers.actor`, given to dramatiq, and given back by `ack`, `nack` or `requeue`. It doesn't matter through
+which consumer: what counts is the lane that it came from, with its epoch, or the row of its own that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+
+
+class Hold(NamedTuple):
+    """By what right a message is run: as `outbox.actor_done` is told."""
+
+    target: str
+    lane: int
+    #: Of the lane's owner; 0 if the message has a row of its own.
+    epoch: int
+    #: The consumer whose row in outbox.parked it is; None if it came straight from its lane.
+    holder: UUID | None
+
+
+class Delivered(MessageProxy):
+    """A message that is to be run, or was."""
+
+    def __init__(
+        self,
+        message: dramatiq.Message[Any],
+        *,
+        id: int,  # noqa: A002 - the intent's, as everywhere
+        hold: Hold,
+        priority: int = 0,
+        saga: UUID | None = None,
+        attempts: int = 0,
+        deaths: int = 0,
+        kept: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.id = id
+        self.hold = hold
+        self.priority = priority
+        self.of_saga = saga is not None
+        #: How often it was tried, this time included; 0 for one that comes from its lane.
+        self.attempts = attempts
+        #: How often it was in hand when its worker died, if it dies this time.
+        self.deaths = deaths
+        #: Whether something of an earlier try is kept (`actor_keep`).
+        self.kept = kept
+        #: Seconds until it is to be tried again, once that was asked for.
+        self.retry: float | None = None
+        #: Whether its actor has begun a transaction that acknowledges it, and whether that is known to have committed.
+        self.in_transaction = self.done = False
+        #: Whether it was never begun, because it is in other hands by now.
+        self.stale = False
+        #: What the worker asks before it begins.
+        self.mine: Callable[[], bool] = _always
+
+    @property
+    def failure(self) -> str:
+        """What went wrong, by kind and place; never the text, which may quote arguments."""
+        error = self._exception
+        if error is None:
+            return "it was rejected"
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        return f"{self._message.actor_name} raised {type(error).__name__}{where}"
+
+
+def _always() -> bool:
+    return True

@@ -1,0 +1,74 @@
+"""The letter: a message of dramatiq as it lies in the log.
+
+A queue is a participant of its own, `actor.QUEUE`: a worker that serves some queues has nothing to do with the lanes of
+the others. The payload is the message as dramatiq's encoder writes it, so that a JSON encoder of one's own is honoured;
+what is not JSON (pickle) is refused. Used by `outbox.actor.broker`, which writes them, and by `workers.actor`, which
+reads them. No I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from datetime import datetime
+from hashlib import md5
+from typing import Any
+from uuid import UUID
+
+import dramatiq
+from dramatiq.common import q_name
+
+from outbox.errors import PayloadInvalid, Permanent
+from outbox.intent import Intent
+
+ACTION = "send"
+"""The one action of a queue."""
+
+_PREFIX = "actor."
+_PLAIN = re.compile(r"[a-z0-9_.-]{1,57}")
+
+
+def target_of(queue: str) -> str:
+    """The participant of a queue. One whose name can't be a participant's (capitals, length) is told by a hash."""
+    queue = q_name(queue)
+    if _PLAIN.fullmatch(queue):
+        return _PREFIX + queue
+    digest = md5(queue.encode(), usedforsecurity=False).hexdigest()[:8]
+    return f"{_PREFIX}{re.sub('[^a-z0-9_.-]', '_', queue.lower())[:48]}.{digest}"
+
+
+def intent_of(
+    message: dramatiq.Message[Any], *, key: str | None = None, due: datetime | None = None, saga: UUID | None = None
+) -> Intent:
+    """The intent that a message becomes. Messages of one `key` share a lane; by default each has its own key.
+
+    Raises `PayloadInvalid` and `PayloadTooLarge` (64 KiB).
+    """
+    try:
+        fields = json.loads(message.encode())
+    except (ValueError, UnicodeDecodeError):
+        raise PayloadInvalid(
+            "dramatiq's encoder doesn't write JSON, and nothing else goes into the log: use dramatiq.JSONEncoder"
+        ) from None
+    if not isinstance(fields, dict):
+        raise PayloadInvalid("dramatiq's encoder doesn't write a JSON object: use dramatiq.JSONEncoder")
+    return Intent.make(target_of(message.queue_name), ACTION, key or message.message_id, fields, due=due, saga=saga)
+
+
+def message_of(intent: Intent, options: dict[str, Any] | None = None) -> dramatiq.Message[Any]:
+    """The message that an intent was, ready to be run: whatever delayed it is over.
+
+    `options` are those that an earlier try has left. Raises `Permanent` for what is not a message.
+    """
+    if intent.action != ACTION:
+        raise Permanent(f"a queue knows no action {intent.action!r}: skip this intent")
+    try:
+        message = dramatiq.Message.decode(intent.body.encode())
+        options = {**message.options, **(options or {})}
+    except (dramatiq.DecodeError, TypeError, RecursionError) as error:
+        raise Permanent(
+            "the intent is not a message of dramatiq: write it by actor.send(), and skip this one"
+        ) from error
+    options.pop("eta", None)
+    return dataclasses.replace(message, queue_name=q_name(message.queue_name), options=options)

@@ -1,0 +1,114 @@
+"""The channel: where one queue's claimed messages wait for dramatiq's threads.
+
+Filled by the thread of `workers.actor.delivery`, emptied by dramatiq's consumer thread, in order of priority. No I/O.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterable
+
+from outbox.actor.delivered import Delivered
+
+AHEAD_MOST = 512
+"""Messages that are claimed before a thread is free for them, at most. What is claimed when its worker dies is tried
+again with care, few at a time."""
+
+BUSY_AFTER = 2.0
+"""Seconds without an acknowledgement, with all hands full, after which a consumer counts as busy."""
+
+
+class Channel:
+    """One queue in this process."""
+
+    def __init__(self, queue: str, target: str) -> None:
+        self.queue = queue
+        self.target = target
+        self._ready: list[tuple[int, int, Delivered]] = []
+        self._changed = threading.Condition()
+        self._prefetch = 1
+        #: Messages that dramatiq has and has not given back.
+        self._out = 0
+        self._open = True
+        #: Messages given back since the last look at `appetite`.
+        self._finished = 0
+        self._moved = time.monotonic()
+
+    def begin(self, prefetch: int) -> None:
+        """A consumer takes messages, up to so many at a time."""
+        with self._changed:
+            self._prefetch, self._open = max(1, prefetch), True
+            self._moved = time.monotonic()
+
+    def put(self, messages: Iterable[Delivered]) -> None:
+        """Messages that are claimed, durably, or given back unbegun."""
+        with self._changed:
+            for message in messages:
+                heapq.heappush(self._ready, (message.priority, message.id, message))
+            self._changed.notify()
+
+    def get(self, timeout: float) -> Delivered | None:
+        """The most urgent message; None after `timeout` seconds without one, or without a free hand."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                if self._open and self._ready and self._out < self._prefetch and self._ready[0][2].mine():
+                    self._out += 1
+                    self._moved = time.monotonic()
+                    return heapq.heappop(self._ready)[2]
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    return None
+
+    def finished(self) -> None:
+        """Dramatiq has given one back."""
+        with self._changed:
+            self._out -= 1
+            self._finished += 1
+            self._changed.notify()
+
+    def withdraw(self, lane: int | None = None) -> list[Delivered]:
+        """Take those back that nobody has begun: what came straight from one lane, or all."""
+        with self._changed:
+            gone: list[tuple[int, int, Delivered]] = []
+            stay: list[tuple[int, int, Delivered]] = []
+            for entry in self._ready:
+                hold = entry[2].hold
+                (gone if lane is None or (hold.holder is None and hold.lane == lane) else stay).append(entry)
+            self._ready = stay
+            heapq.heapify(stay)
+        return [entry[2] for entry in gone]
+
+    def shut(self) -> None:
+        """Give nothing out any more, until `begin`."""
+        with self._changed:
+            self._open = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    @property
+    def out(self) -> int:
+        """How many dramatiq has."""
+        return self._out
+
+    def appetite(self) -> int:
+        """How many more to claim: what the threads can take, and as many as they have finished lately."""
+        with self._changed:
+            if self._finished:
+                self._moved = time.monotonic()
+            ahead = min(AHEAD_MOST, max(self._prefetch, 2 * self._finished))
+            self._finished = 0
+            return self._prefetch + ahead - self._out - len(self._ready) if self._open else 0
+
+    def busy(self) -> bool:
+        """Whether all hands have been full for a while."""
+        with self._changed:
+            return self._out >= self._prefetch and time.monotonic() - self._moved > BUSY_AFTER
+
+    def __len__(self) -> int:
+        """Messages that are here or with dramatiq."""
+        return self._out + len(self._ready)

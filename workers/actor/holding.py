@@ -1,0 +1,96 @@
+"""A holding: a lane of a queue that this process owns, and how far it is there.
+
+`position` and `open` are what is in memory; they are durable once `workers.actor.ledger` has written them down, and
+nothing that was read is handed out before that.
+"""
+
+from __future__ import annotations
+
+import time
+
+from outbox import log, sql, tick
+from outbox.database import Connection
+from outbox.failpoint import hit
+from outbox.intent import Intent
+from outbox.lane import Lane, now
+from outbox.parked import Parking
+from outbox.position import Position
+from outbox.saga.report import Report
+from workers.actor.channel import Channel
+
+EMPTY_EVERY = 0.2
+"""Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
+
+
+class Holding:
+    """One lane, from its claim until it is lost or released. Used by the delivery's thread alone."""
+
+    def __init__(self, lane: Lane, channel: Channel) -> None:
+        self.lane = lane
+        self.channel = channel
+        #: Claimed, and not done yet.
+        self.open: set[int] = set()
+        #: To be written with the position.
+        self.parkings: list[Parking] = []
+        self.reports: list[Report] = []
+        self.forget: list[int] = []
+        #: Whether something must be written soon.
+        self.dirty = False
+        #: Set when another owner has it, or nobody: its messages are not ours any more.
+        self.lost = False
+        self.position: Position
+        self._start: tick.Tick
+        self._end: tick.Tick | None = None
+        self._written: Position
+        self._written_at = 0.0
+
+    def begin(self, conn: Connection) -> None:
+        """Find out where to go on, and park what the owner before left open: durable when it returns."""
+        lane = self.lane
+        me = {"target": lane.target, "lane": lane.lane}
+        with conn.transaction():
+            lane.fence(conn)
+            self.position = self._written = lane.stand(conn)
+            left = conn.execute(sql.load("actor_open"), me).fetchall()
+            if left:
+                todo = [number for number, done in left if not done]
+                conn.execute(sql.load("actor_adopt"), {"ids": todo, "deaths": 1 if lane.unclean else 0})
+                conn.execute(sql.load("actor_forget"), {"ids": [number for number, done in left if done]})
+                lane.advance(conn, self.position)
+        hit("actor.adopted")
+        self._start = tick.get(conn, self.position.tick)
+
+    def mine(self) -> bool:
+        """Whether its messages may be begun: the lease is known to hold. Asked by any thread, so without a query."""
+        return not self.lost and now() < self.lane.deadline
+
+    def read(self, conn: Connection, newest: tick.Tick, limit: int) -> list[Intent]:
+        """The next intents, at most `limit`. → none if there are none up to tick `newest`."""
+        position = self.position
+        if not position.upto:
+            self._end = newest
+        elif self._end is None or self._end.id != position.upto:
+            self._end = tick.get(conn, position.upto)
+        end = self._end
+        if end.id == position.tick:
+            return []
+        page = log.page(
+            conn, self._start, end, target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit
+        )
+        ended = len(page) < limit
+        self.position = log.step(position, end, None if ended else page[-1].id)
+        if ended:
+            self._start = end
+        if page:
+            self.dirty = True
+        return page
+
+    @property
+    def to_write(self) -> bool:
+        """Whether its position is to be written now."""
+        return self.dirty or (self.position != self._written and time.monotonic() - self._written_at > EMPTY_EVERY)
+
+    def wrote(self) -> None:
+        """Everything in memory is durable."""
+        self._written, self._written_at, self.dirty = self.position, time.monotonic(), False
+        self.parkings, self.reports, self.forget = [], [], []

@@ -1,0 +1,110 @@
+"""The intake: makes intents of the log messages that dramatiq can run, or settles at once what can't be run here.
+
+Called by `workers.actor.delivery`, for pages of a lane and for what was parked. An actor that this process doesn't have
+may be one of the next deployment, or of the last: its messages are put back for half an hour before they are rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import dramatiq
+
+from outbox.actor.broker import OutboxBroker
+from outbox.actor.delivered import Delivered, Hold
+from outbox.actor.letter import message_of
+from outbox.database import Connection
+from outbox.errors import Permanent
+from outbox.intent import Intent
+from outbox.parked import Parking
+from outbox.retry import Backoff
+from outbox.saga import report
+from outbox.saga.report import Report
+from workers.actor.consumer import Said
+from workers.actor.holding import Holding
+from workers.actor.keeper import Keeper
+from workers.actor.ledger import Ledger, Settled
+from workers.actor.retries import Taken
+
+MISSING = Backoff(first=1.0, limit=60.0)
+"""For an actor that this process doesn't have."""
+
+
+class Intake:
+    """Makes messages for one process."""
+
+    def __init__(self, broker: OutboxBroker, holder: UUID, ledger: Ledger, keeper: Keeper) -> None:
+        self._broker = broker
+        self._holder = holder
+        self._ledger = ledger
+        self._keeper = keeper
+
+    def page(self, conn: Connection, holding: Holding, page: Sequence[Intent]) -> list[Delivered]:
+        """What is to be run of a page that was just read; the rest is for the next write."""
+        void = report.void(conn, steps) if (steps := [i.id for i in page if i.saga is not None]) else {}
+        lane = holding.lane
+        hold = Hold(lane.target, lane.lane, lane.epoch, None)
+        made = []
+        for intent in page:
+            if intent.id in void:
+                if not void[intent.id]:
+                    holding.reports.append(Report(intent.id, "void"))
+            elif intent.due is not None:
+                holding.parkings.append(Parking(intent.id, "due"))
+            else:
+                holding.open.add(intent.id)
+                message = self._message(intent, Taken(intent, 0, 0, None), hold, holding)
+                if message is not None:
+                    message.mine = holding.mine
+                    made.append(message)
+        return made
+
+    def taken(self, conn: Connection, target: str, taken: Sequence[Taken]) -> list[Delivered]:
+        """What is to be run of messages that were parked, and are ours now."""
+        steps = [one.intent.id for one in taken if one.intent.saga is not None]
+        void = report.void(conn, steps) if steps else {}
+        hold = Hold(target, 0, 0, self._holder)
+        made = []
+        for one in taken:
+            # One that was begun before may have had its effect: its saga has to know, and to undo it.
+            if one.intent.id in void and one.attempts == 1 and one.deaths == 1:
+                self._ledger.withdraw(one.intent.id, told=void[one.intent.id])
+            elif message := self._message(one.intent, one, hold, None):
+                message.mine = self._keeper.attends
+                made.append(message)
+        return made
+
+    def _message(self, intent: Intent, taken: Taken, hold: Hold, holding: Holding | None) -> Delivered | None:
+        try:
+            message, wrong = message_of(intent, _kept(taken)), ""
+        except Permanent as error:
+            message, wrong = dramatiq.Message("", "", (), {}, {}), str(error)
+        actor = self._broker.actors.get(message.actor_name)
+        made = Delivered(
+            message,
+            id=intent.id,
+            hold=hold,
+            priority=0 if actor is None else actor.priority,
+            saga=intent.saga,
+            attempts=taken.attempts,
+            deaths=taken.deaths,
+            kept=taken.options is not None,
+        )
+        if wrong:
+            self._ledger.settle(Settled(made, Said.DEAD, wrong), holding)
+            return None
+        if actor is None and taken.attempts < self._broker.missing:
+            # Dramatiq would reject it at once, and does when it has been put back often enough.
+            why = f"there is no actor {message.actor_name} in the workers of its queue: deploy it, or skip the message"
+            made.retry = MISSING.wait(max(1, taken.attempts))
+            self._ledger.settle(Settled(made, Said.RETRY, why), holding)
+            return None
+        return made
+
+
+def _kept(taken: Taken) -> dict[str, object] | None:
+    """The options that earlier tries have left. Once an operator has said so, it begins anew."""
+    if taken.options is not None and taken.attempts == 1:
+        return {name: value for name, value in taken.options.items() if name not in ("retries", "requeue_timestamp")}
+    return taken.options
