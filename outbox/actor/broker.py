@@ -19,6 +19,7 @@ messages that don't fit the log (`PayloadTooLarge`, `PayloadInvalid`).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ class OutboxBroker(dramatiq.Broker):
         self._sender = Sender(lambda: self.settings.database)
         self._books = Sender(lambda: self.worker_settings.database)
         self._delivery: Any = None
+        self._consuming = threading.Lock()
 
     @property
     def settings(self) -> Settings:
@@ -248,12 +250,13 @@ class OutboxBroker(dramatiq.Broker):
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> dramatiq.Consumer:
         """What a worker iterates over. Needs the extra `workers`. Raises `QueueNotFound`, `NotReady`."""
         target = self._target(queue_name)
-        if self._delivery is None:
-            for point in entry_points(group="outbox.actor", name="delivery"):
-                self._delivery = point.load()(self)
-                break
-            else:
-                raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
+        # dramatiq has a thread for each queue, and they come here at the same time.
+        with self._consuming:
+            if self._delivery is None:
+                points = entry_points(group="outbox.actor", name="delivery")
+                if not points:
+                    raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
+                self._delivery = next(iter(points)).load()(self)
         consumer: dramatiq.Consumer = self._delivery.consumer(q_name(queue_name), target, prefetch, timeout)
         return consumer
 
