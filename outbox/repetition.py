@@ -224,6 +224,7 @@ def overtaken(
         "ofs": [says.of for _, says in repetitions],
         "sinces": [says.since for _, says in repetitions],
         "anews": [says.anew for _, says in repetitions],
+        "actions": [intent.action for intent, _ in repetitions],
         "floor": min(says.since for _, says in repetitions),
         "start": start.snapshot,
         "start_first": start.first,

@@ -24,19 +24,17 @@ from outbox.intent import Intent, payload_text
 from outbox.log import append_parameters
 from outbox.participant import APPLIED, Outcome, Verdict
 from outbox.saga import locks, machine, states, store
-from outbox.saga.plan import Act, Kind, Node
+from outbox.saga.plan import Act, Kind
 from outbox.saga.registry import Definitions
 from outbox.saga.states import ENDED, SagaState, StepState
 from outbox.saga.store import Early, Note, Record, Timer, Unreadable
-from workers.reporter import RETRY
+from workers.step import check_signal, of_step, report, saga_id, stopped, tells, waits
 from workers.stepwork import Came, Stepwork
 
 logger = logging.getLogger("outbox.saga")
 
 _BLOCKED = Outcome(Verdict.BLOCKED)
 
-_TOLD = frozenset({StepState.RECALLED, StepState.UNDOING, StepState.UNDONE, StepState.STUCK})
-"""States that a saga's record tells of: its step's row keeps but one."""
 
 DEADLINE = "*"
 """Where a timer names its step, that of the whole saga: no step is called so."""
@@ -66,7 +64,7 @@ class Drive:
 
     def run(self, batch: Sequence[Intent]) -> list[Outcome]:
         """Carry out a batch. → what became of each of its intents."""
-        ids = {key: _id(key) for key in {intent.key for intent in batch}}
+        ids = {key: saga_id(key) for key in {intent.key for intent in batch}}
         self._sagas = store.load(self._conn, [saga for saga in ids.values() if saga is not None], self._definitions)
         begun = {ids[intent.key] for intent in batch if intent.action == "start"}
         self._early = store.early(self._conn, [saga for saga in begun if saga is not None and saga not in self._sagas])
@@ -90,7 +88,7 @@ class Drive:
                 record.timers = [timer for timer in record.timers if timer.step != DEADLINE]
                 record.quiet.append(DEADLINE)
             if record.parent is not None:
-                self._appends.append(_Append(_report(record)))
+                self._appends.append(_Append(report(record)))
         if self._appends:
             rows = self._conn.execute(sql.load("log_append"), append_parameters([a.intent for a in self._appends]))
             for append, (_xid, number) in zip(self._appends, rows.fetchall(), strict=True):
@@ -165,7 +163,7 @@ class Drive:
         """Keep what came before the start of its saga: its transaction may have committed first, or said it first."""
         payload = intent.payload
         if intent.action == "signal":
-            _checked(payload)
+            check_signal(payload)
         _ = payload.get("who")
         self._early.setdefault(saga, []).append(Early(intent.id, intent.action, payload_text(payload)))
         logger.warning("a %s came for saga %s, which has not started: kept until it does", intent.action, saga)
@@ -270,12 +268,12 @@ class Drive:
         self._pump(record, states.Rang(n, payload["what"], payload["round"], payload["tries"]))
 
     def _signal(self, record: Record, payload: dict[str, Any]) -> None:
-        _checked(payload)
+        check_signal(payload)
         plan, name = record.definition.plan, str(payload["name"])
         accepted = payload.get("accepted", True) is True
         record.notes.append(Note(name, "signal" if accepted else "refusal", who=str(payload.get("who") or "")))
         n = plan.number.get(name, -1)
-        if n >= 0 and plan.nodes[n].act is Act.SIGNAL and _waits(record, n, name):
+        if n >= 0 and plan.nodes[n].act is Act.SIGNAL and waits(record, n, name):
             record.results[n] = payload.get("payload")
             record.changed.add(n)
         self._pump(record, states.Signalled(name, accepted))
@@ -302,12 +300,14 @@ class Drive:
             record.state, commands = machine.step(plan, before, events.popleft())
             if record.state != before:
                 record.touched = True
-                for n, (was, now) in enumerate(zip(before.steps, record.state.steps, strict=True)):
+                changes = list(enumerate(zip(before.steps, record.state.steps, strict=True)))
+                # Told in the order in which it happens: back, what is undone comes before what is to be undone next.
+                for n, (was, now) in changes[:: -1 if record.state.decision is states.Decision.ABORT else 1]:
                     if was is not now:
                         record.changed.add(n)
-                        if _stopped(plan.nodes[n], was, now):
+                        if stopped(plan.nodes[n], was, now):
                             record.quiet.append(plan.nodes[n].name)
-                        if now.state is not was.state and _tells(plan.nodes[n], now.state):
+                        if now.state is not was.state and tells(plan.nodes[n], now.state):
                             record.notes.append(Note(plan.nodes[n].name, now.state.value))
             for command in commands:
                 event = self._carry_out(record, command)
@@ -360,7 +360,7 @@ class Drive:
                 return self._came(record, n, Came(states.Verdict.FAILED, error=str(error)))
             record.results[n] = {"saga": str(child)}
         else:
-            intent = _of_step(came.result.intent, record, node, undo=undo)
+            intent = of_step(came.result.intent, record, node, undo=undo)
             if not undo:
                 record.results[n] = came.result.result
         self._appends.append(_Append(intent, record, n))
@@ -396,49 +396,3 @@ class Drive:
         else:
             record.recalled.append(intent)
         return None
-
-
-def _of_step(intent: Intent, record: Record, node: Node, *, undo: bool) -> Intent:
-    """The intent of a step, as it goes into the log: it says how often it is tried, if the step does."""
-    headers = intent.headers
-    if node.patience is not None and not undo:
-        said = {} if headers is None else json.loads(headers)
-        headers = json.dumps({**said, RETRY: node.patience.backoff.text})
-    return intent._replace(saga=record.id, headers=headers)
-
-
-def _checked(payload: dict[str, Any]) -> None:
-    """Whether a signal is one. Raises `Permanent`, `KeyError`; what can't be stored would fail the whole batch."""
-    _ = payload["name"]
-    payload_text(payload.get("payload"))
-
-
-def _waits(record: Record, n: int, name: str) -> bool:
-    """Whether a signal is the first that its step gets."""
-    came = {name, f"-{name}"} & record.state.signals
-    return not came and record.state.steps[n].state in (StepState.PENDING, StepState.RUNNING)
-
-
-def _tells(node: Node, state: StepState) -> bool:
-    """Whether people want to know: of a wait that is undone there is nothing to tell."""
-    return state in _TOLD and not (state is StepState.UNDONE and node.undo is None)
-
-
-def _stopped(node: Node, was: states.Step, now: states.Step) -> bool:
-    """Whether a timeout that was set means nothing any more."""
-    timed = node.timeout is not None and node.act is not Act.DELAY
-    return timed and was.state is StepState.RUNNING and now.state is not StepState.RUNNING
-
-
-def _id(key: str) -> UUID | None:
-    try:
-        return UUID(key)
-    except ValueError:
-        return None
-
-
-def _report(child: Record) -> Intent:
-    """What a parent is told when its child has ended."""
-    verdict = "applied" if child.state.state is SagaState.COMPLETED else "failed"
-    payload = {"intent": child.parent_intent, "verdict": verdict, "error": child.state.reason[:500]}
-    return Intent.make("saga", "outcome", str(child.parent), payload)

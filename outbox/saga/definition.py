@@ -28,17 +28,16 @@ or by `check()`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from outbox.errors import SagaRefused
+from outbox.saga.callee import refuse_arguments, refuse_async
 from outbox.saga.form import form
 from outbox.saga.plan import FOR_EVER, LONGEST, WAITS, Act, Kind, Node, Plan, Retry, lint
 from outbox.saga.run import Action, Input, Run
@@ -73,34 +72,11 @@ class Options(TypedDict, total=False):
     irreversible: bool
 
 
-def _refuse_async(name: str, act: Act, function: object) -> None:
-    if not inspect.iscoroutinefunction(function):
-        return
-    if act is not Act.FUNCTION:
-        raise SagaRefused(
-            f"step {name!r} is async, and to make an intent or an input waits for nothing: use a plain def"
-        )
-    if find_spec("greenlet") is None:
-        raise SagaRefused(f"step {name!r} is async, which needs greenlet: pip install 'postgres-outbox[asyncio]'")
-
-
-def _refuse_arguments(name: str, act: Act, function: Callable[..., Any]) -> None:
-    """Better where it is declared than in the engine, try after try."""
-    given = ("session", "run") if act is Act.FUNCTION else ("run",)
-    try:
-        inspect.signature(function).bind(*given)
-    except TypeError:
-        raise SagaRefused(f"what step {name!r} calls does not take ({', '.join(given)}): let it take that") from None
-    except ValueError:
-        return  # of some functions written in C nobody knows what they take
-
-
 def new_id() -> UUID:
     """An id that nobody else has (a UUID of version 7, RFC 9562).
 
-    It begins with the time in milliseconds, so that new sagas and their steps come to lie beside each other at the end
-    of the indexes. With random ones each saga touches pages of its own: among a million kept sagas that is six times
-    the WAL.
+    It begins with the time in milliseconds, so that new sagas come to lie beside each other at the end of the indexes.
+    With random ones each touches pages of its own: among a million kept sagas that is six times the WAL.
     """
     milliseconds = time.time_ns() // 1_000_000
     number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0x2 << 62 | secrets.randbits(62)
@@ -129,8 +105,8 @@ class Step:
         if self.node.act in WAITS:
             raise SagaRefused(f"step {self.name!r} only waits: there is nothing to undo, remove its compensation")
         act = Act.FUNCTION if self.node.act is Act.CHILD else self.node.act
-        _refuse_async(self.name, act, function)
-        _refuse_arguments(self.name, act, function)
+        refuse_async(self.name, act, function)
+        refuse_arguments(self.name, act, function)
         self.node = dataclasses.replace(self.node, undo=act)
         self.undo_function = function
         return function
@@ -193,11 +169,11 @@ class Saga(Generic[Input]):
         irreversible: bool = False,
         child: Saga[Any] | None = None,
     ) -> Step:
-        _refuse_async(name, act, do)
+        refuse_async(name, act, do)
         known = {step.name: n for n, step in enumerate(self.steps)}
         name = name.replace("_", "-")
         if do is not None:
-            _refuse_arguments(name, act, do)
+            refuse_arguments(name, act, do)
         if self._plan is not None:
             raise SagaRefused(f"saga {self.name!r} is in use: declare step {name!r} before it is started or loaded")
         if not _NAME.fullmatch(name.removesuffix(".release")) or name in known:
@@ -232,8 +208,7 @@ class Saga(Generic[Input]):
     def function(self, do: Function[Input] | None = None, /, **options: Unpack[Options]) -> Any:
         """A step that is a function (session, run): what it writes commits with the step's outcome, once.
 
-        It runs in the engine, in the engine's transaction: short work on the same database, and nothing outside of it.
-        An `async def` is given an `AsyncSession`; the engine waits for it like for any other.
+        It runs in the engine's transaction: short work, on this database alone. An `async def` has an `AsyncSession`.
         What it returns (JSON, 64 KiB) is the step's result. `Permanent` fails the step; any other exception is tried
         again as `retry` says.
         """

@@ -245,7 +245,7 @@ def _wrong_time(node: Node) -> list[str]:
     elif node.timeout is not None and not node.timeout <= LONGEST:
         wrong.append(f"has a timeout that never comes: give it {LONGEST:g} s at most")
     elif (
-        node.act is Act.FUNCTION
+        (node.act is Act.FUNCTION or node.patience is not None)
         and node.timeout is not None
         and node.retry.attempts is not None  # without an end of tries, the timeout is what ends them
         and node.timeout < node.retry.span

@@ -6,8 +6,8 @@
 -- Locks: none. Tables: outbox.log, outbox.base, outbox.horizon, outbox.parked, outbox.saga_void (read).
 -- Called by: outbox.repetition.overtaken.
 with repetition as materialized (
-  select r.* from unnest(%(ids)s::bigint[], %(keys)s::text[], %(ofs)s::bigint[], %(sinces)s::bigint[], %(anews)s::bool[])
-         as r (id, key, rank, since, anew), outbox.horizon h
+  select r.* from unnest(%(ids)s::bigint[], %(keys)s::text[], %(ofs)s::bigint[], %(sinces)s::bigint[], %(anews)s::bool[],
+                           %(actions)s::text[]) as r (id, key, rank, since, anew, action), outbox.horizon h
    where r.id >= h.id
 ), newer as materialized (
   select l.id, l.key, outbox.shows(%(start_first)s, %(start_high)s, %(start)s, l.xid, l.id) as passed
@@ -21,7 +21,10 @@ with repetition as materialized (
 select r.id from repetition r
  where exists (select from newer n
                 where n.key = r.key and n.id > r.since and n.id > r.rank and (n.passed or n.id < r.id))
-    or not r.anew and r.since < (select id - 1 from outbox.horizon)
-       and r.rank < (select id from outbox.horizon)
-       and not exists (select from outbox.base b where b.target = %(target)s and b.key = r.key
-                          and coalesce(outbox.repeats(b.headers), b.id) <= r.rank)
+    -- The part above `since` was dropped: what is not in the base was deleted there, and what is newer there is live.
+    or r.rank < (select id from outbox.horizon) and r.since < (select id - 1 from outbox.horizon)
+       and case when r.action = 'put' and not r.anew
+                then not exists (select from outbox.base b where b.target = %(target)s and b.key = r.key
+                                    and coalesce(outbox.repeats(b.headers), b.id) <= r.rank)
+                else exists (select from outbox.base b where b.target = %(target)s and b.key = r.key
+                                and coalesce(outbox.repeats(b.headers), b.id) > r.rank) end

@@ -63,7 +63,7 @@ def test_archive_goes_to_s3_in_parts_when_it_is_large(
     noise = "".join(f"{n * 2654435761 % 2**32:08x}" for n in range(6000))
     rows = [
         Archived(Intent(n, "index", "put", f"k{n}", json.dumps(noise[n * 7 :] + noise[: n * 5])), NOW, n)
-        for n in range(1, 400)
+        for n in range(1, 260)
     ]
     written = _write(s3_url, rows, s3_server.endpoint)
     assert written.bytes > archive.PART

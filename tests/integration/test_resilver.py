@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import psycopg
 import pytest
 
 from outbox import generation
-from outbox.errors import NotThisLane
+from outbox.errors import Fenced, NotThisLane
+from outbox.lane import claim
 from outbox.participant import LaneView
 from tests.fixtures.rebuild import Rebuild, Writers
 from tests.fixtures.site import LIMIT, Site, until
@@ -147,6 +149,66 @@ def test_resilver_i4_catches_up_what_was_set_aside_when_it_is_applied_later(rebu
         # Then it has them, although their places in the log are behind it
         assert (draft.documents, draft.aside) == (2, [])
         assert draft.check(conn, lambda _: None) == []
+    draft.close()
+
+
+def test_resilver_i4_leaves_out_a_repetition_that_something_newer_came_before(rebuild: Rebuild) -> None:
+    from outbox import operation
+    from outbox.repetition import Again, append
+    from workers.resilver.draft import Draft
+
+    # Given a draft, and then a newer put and a repetition of the older one
+    site = rebuild.site
+    site.start("clock")
+    site.emit("k", "older")
+    rebuild.drain()
+    place = generation.folder(rebuild.index, 1)
+    place.mkdir()
+    draft = Draft(place, 0, 1)
+    with psycopg.connect(rebuild.environment["OUTBOX_DATABASE"], autocommit=True) as conn:
+        draft.build(conn, lambda _: None)
+        site.emit("k", "newer")
+        with conn.transaction():
+            append(conn, operation.begin(conn, "replay", {}), "index", [Again(1, 0)])
+        rebuild.drain()
+        # When it catches up, then it has the newer one, as the index that serves
+        assert draft.catch_up(conn) == 2
+        assert draft._digest("k") == rebuild.inventory()["k"] == rebuild.due_of(2)
+    draft.close()
+
+
+def test_resilver_i8_finds_a_document_that_is_not_what_the_log_says(rebuild: Rebuild) -> None:
+    from outbox.document import key_term
+    from workers.resilver.draft import Draft
+    from workers.shard import xapian
+
+    # Given a draft in which one document is another one, one is missing, and one is too much
+    site = rebuild.site
+    site.start("clock")
+    for key in ("a", "b", "c"):
+        site.emit(key)
+    rebuild.drain()
+    place = generation.folder(rebuild.index, 1)
+    place.mkdir()
+    draft = Draft(place, 0, 1)
+    with psycopg.connect(rebuild.environment["OUTBOX_DATABASE"], autocommit=True) as conn:
+        draft.build(conn, lambda _: None)
+        assert draft.check(conn, lambda _: None) == []
+        with draft._shard.transaction() as db:
+            [posting] = list(db.postlist(key_term("a")))
+            doc = db.get_document(posting.docid)
+            doc.set_data(json.dumps({"key": "a", "digest": "0" * 64, "id": 1}))
+            db.replace_document(posting.docid, doc)
+        # Then each is found
+        assert draft.check(conn, lambda _: None) == ["the document of intent 1 is missing or another one"]
+        with draft._shard.transaction() as db:
+            db.delete_document(key_term("a"))
+        assert draft.check(conn, lambda _: None) == ["the document of intent 1 is missing or another one"]
+        draft.begin_anew()
+        draft.build(conn, lambda _: None)
+        with draft._shard.transaction() as db:
+            db.add_document(xapian.Document())
+        assert draft.check(conn, lambda _: None) == ["1 documents are of no live key"]
     draft.close()
 
 
@@ -372,6 +434,18 @@ def test_swap_is_for_operators_only(admin: psycopg.Connection[Any]) -> None:
     for role, may in (("outbox_operator", True), ("outbox_worker", False), ("outbox_app", False), ("public", False)):
         row = admin.execute("select has_function_privilege(%s, %s, 'execute')", (role, signature)).fetchone()
         assert row == (may,)
+
+
+def test_swap_i6_fences_the_owners_of_before(admin: psycopg.Connection[Any], worker: psycopg.Connection[Any]) -> None:
+    # Given an owner
+    owned = claim(worker, "index", 0, owner=uuid.uuid4(), ttl=600)
+    assert owned is not None
+    # When the lanes are swapped
+    admin.execute("select * from outbox.swap('index', 0, 1, '{1}', '{}', gen_random_uuid(), 'here', 600)")
+    # Then nothing is written any more under its epoch
+    for write in (owned.renew, owned.fence, lambda conn: owned.advance(conn, owned.stand(conn))):
+        with pytest.raises(Fenced):
+            write(worker)
 
 
 def test_swap_is_refused_when_another_one_came_in_between(admin: psycopg.Connection[Any]) -> None:

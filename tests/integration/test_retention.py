@@ -15,7 +15,7 @@ from outbox import archive, follower, live, log, retention, tick, whereabouts
 from outbox.errors import NotReady
 from outbox.participant import Outcome, Verdict
 from tests.fixtures.lanes import TARGET, Bench, Sink
-from tests.fixtures.retention import AGE, SIZE, base, drop_all, fill, grow_old, names
+from tests.fixtures.retention import AGE, SIZE, base, drop_all, fill, grow_old, names, show
 from workers.postgres import Postgres
 
 
@@ -206,7 +206,7 @@ def test_retention_i2_waits_for_a_transaction_that_is_open(bench: Bench, shelf: 
         assert refused.value.sqlstate == "OB060"
         held.commit()
     # When it has committed: a tick shows it, and the lane has not passed it
-    bench.clock.step()
+    show(bench, SIZE)
     grow_old(bench.admin)
     assert _kept_by(bench) == [("lane", f"{TARGET}/0")]
     bench.drain(reader)
@@ -327,8 +327,6 @@ def test_retention_gives_way_when_transactions_that_use_the_log_are_open(
     bench: Bench, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a transaction that has written to a later partition, and stays open
-    monkeypatch.setattr(retention, "TRIES", 2)
-    monkeypatch.setattr(retention, "PAUSE", 0.01)
     reader = bench.reader()
     _put(bench, "a", 1)
     fill(bench)
@@ -338,7 +336,9 @@ def test_retention_gives_way_when_transactions_that_use_the_log_are_open(
     with psycopg.connect(bench.admin.info.dsn) as held:
         held.execute("select outbox.emit(%s, 'put', 'new')", (TARGET,))
         # When the partition is to be dropped
-        with pytest.raises(NotReady, match="stays for now"):
+        with monkeypatch.context() as impatient, pytest.raises(NotReady, match="stays for now"):
+            impatient.setattr(retention, "TRIES", 2)
+            impatient.setattr(retention, "PAUSE", 0.01)
             retention.drop(bench.conn, each, shelf, age=AGE)
         # Then it has given up, and others write
         bench.emit("other")

@@ -77,6 +77,10 @@ def timeout_shorter_than_tries(saga: Definition) -> None:
     saga.function(name="f", timeout=5, retry=Retry(attempts=10, first=10))(function).undo(function)
 
 
+def timeout_shorter_than_tries_of_an_intent(saga: Definition) -> None:
+    undone(saga, "a", timeout=5, retry=Retry(attempts=10, first=10))
+
+
 def timeout_after_the_pivot(saga: Definition) -> None:
     saga.intent(name="p", kind="pivot")(do)
     saga.intent(name="r", kind="retriable", timeout=5)(do)
@@ -132,6 +136,7 @@ def nothing(saga: Definition) -> None:
         (unbounded_wait, "may wait for ever"),
         (signal_after_the_pivot, "where nothing can fail any more"),
         (timeout_shorter_than_tries, "before its 10 tries are over"),
+        (timeout_shorter_than_tries_of_an_intent, "before its 10 tries are over"),
         (timeout_after_the_pivot, "can't time out"),
         (pivot_with_compensation, "is the pivot and has a compensation"),
         (nothing, "has no steps"),

@@ -136,6 +136,7 @@ def decisions(plan: Plan, world: World, n: int) -> Iterator[World]:
         yield from help_(plan, world, n)
     elif state in m._FLYING and plan.nodes[n].act is Act.INTENT:
         yield from resolve(plan, world, n)
+        yield from left_out(plan, world, n)
 
 
 def help_(plan: Plan, world: World, n: int) -> Iterator[World]:
@@ -156,6 +157,14 @@ def resolve(plan: Plan, world: World, n: int) -> Iterator[World]:
         assert s.Recall(n) in m.step(plan, world.saga, event)[1], "it may still happen"
         effect = (2 if undo else 1) if happened else int(undo)
         yield after(plan, rest._replace(effects=put(rest.effects, n, effect)), event)
+
+
+def left_out(plan: Plan, world: World, n: int) -> Iterator[World]:
+    """An operator skips the parked intent of a step that can't fail: whatever it has done, it is left out."""
+    flight = next((f for f in world.flights if f.step == n), None)
+    if flight is not None and (flight.undo or plan.nodes[n].kind is Kind.RETRIABLE):
+        rest = world._replace(flights=world.flights - {flight})
+        yield after(plan, rest, s.Outcome(n, flight.round, flight.tries, Verdict.SKIPPED, "skipped by an operator"))
 
 
 def put(effects: tuple[int, ...], n: int, value: int) -> tuple[int, ...]:

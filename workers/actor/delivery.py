@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import psycopg
 
-from outbox import tick
+from outbox import era, tick
 from outbox.actor import queue
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered, Hold
@@ -341,6 +341,7 @@ class Delivery:
             return []
         holding = Holding(lane, channel)
         try:
+            era.check(conn)
             holding.begin(conn)
         except Fenced:
             return []

@@ -36,9 +36,9 @@ class BlobSubject:
         self._store = store
         self._buffer = memoryview(bytearray(CHUNK))
 
-    def positions(self) -> list[Position | None]:
+    def positions(self) -> dict[int, Position | None]:
         """A store holds no position."""
-        return []
+        return {}
 
     def held(self) -> Iterator[Held]:
         """Every published blob, and what else lies there."""

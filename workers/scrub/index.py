@@ -63,10 +63,10 @@ class IndexSubject:
         self._claims: dict[str, _Claim] = {}
         self._generators: dict[str, Any] = {}
 
-    def positions(self) -> list[Position | None]:
+    def positions(self) -> dict[int, Position | None]:
         """What each shard says."""
-        texts = [self._read(name, lambda db: db.get_metadata(POSITION).decode()) for name in sorted(self._paths)]
-        return [Position.parse(text) if text else None for text in texts]
+        texts = {int(name): self._read(name, lambda db: db.get_metadata(POSITION).decode()) for name in self._paths}
+        return {number: Position.parse(text) if text else None for number, text in texts.items()}
 
     def held(self) -> Iterator[Held]:
         """Every document, also those that nobody could find by a key."""

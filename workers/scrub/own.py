@@ -29,9 +29,9 @@ class OwnSubject:
         if getattr(type(self._participant), "inventory", None) is Participant.inventory:
             raise NotReady(f"{target} can't list what it holds, so there is nothing to compare: write its inventory")
 
-    def positions(self) -> list[Position | None]:
+    def positions(self) -> dict[int, Position | None]:
         """Asked without a lane, it can't say."""
-        return []
+        return {}
 
     def held(self) -> Iterator[Held]:
         """What it lists."""

@@ -45,8 +45,8 @@ class Subject(Protocol):
     #: What to do about a finding that no intent repairs.
     advice: str
 
-    def positions(self) -> list[Position | None]:
-        """Where the participant itself says that it is, for each lane; empty if it keeps no position."""
+    def positions(self) -> dict[int, Position | None]:
+        """Where the participant itself says that it is, by lane; empty if it keeps no position."""
 
     def held(self) -> Iterator[Held]:
         """Everything, in no particular order."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 
-from outbox import lane, live, tick
+from outbox import lane, live, log, tick
 from outbox.errors import NotReady
 from outbox.failpoint import hit
 from outbox.intent import Intent
@@ -250,9 +250,22 @@ def passed(conn: psycopg.Connection[Any], subject: Subject) -> Tick:
 
     An index that was restored from a backup is behind its lane until its worker has caught up.
     """
-    stands = [lowest(conn, subject.target)]
-    for own in subject.positions():
-        if own is None:
-            return tick.first(conn)
-        stands.append(tick.match(conn, own))
+    own, stands = subject.positions(), list[Position]()
+    for number, slots in enumerate(lanes_of(conn, subject.target)):
+        stand = lane.stand(conn, subject.target, number)
+        if number in own:
+            stand = _behind(conn, subject.target, slots, stand, own[number])
+        stands.append(stand)
     return tick.get(conn, min(stand.tick for stand in stands))
+
+
+def _behind(
+    conn: psycopg.Connection[Any], target: str, slots: Slots, stand: Position, own: Position | None
+) -> Position:
+    """A lane's position, or the participant's own if that misses something: where nothing happens it isn't moved."""
+    first = tick.first(conn)
+    where = stand._replace(tick=first.id, nonce=first.nonce) if own is None else tick.match(conn, own)
+    if where.tick >= stand.tick:
+        return stand
+    missed = log.page(conn, tick.get(conn, where.tick), tick.get(conn, stand.tick), target=target, slots=slots, limit=1)
+    return where if missed else stand
