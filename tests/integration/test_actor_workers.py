@@ -43,19 +43,18 @@ def test_actor_i6_zombies_acknowledgement_does_nothing_when_another_worker_has_t
     until(lambda: stage.one("select count(*) from outbox.position where cardinality(open) > 0"), "it is claimed")
     zombie.send_signal(signal.SIGSTOP)
     # When another one takes over, and an operator's look finds it there, failed for good
-    second = stage.start(OUTBOX_TTL="15")
+    stage.start(OUTBOX_TTL="15")
     until(lambda: stage.runs("x") == 2, "the other one runs it")
     until(lambda: stage.one("select reason from outbox.parked") == "running", "as its own")
     holder = stage.one("select holder from outbox.parked")
     # And the zombie wakes up, and has its thread through
     zombie.send_signal(signal.SIGCONT)
-    second.send_signal(signal.SIGSTOP)
-    stage.open_gate("gate")
+    stage.open_gate(f"gate/{zombie.pid}")
     zombie.send_signal(signal.SIGTERM)
     assert zombie.wait(LIMIT) == 0
     # Then its acknowledgement was for nothing: the message is still the other one's
     assert stage.one("select holder from outbox.parked where reason = 'running'") == holder
-    second.send_signal(signal.SIGCONT)
+    stage.open_gate("gate")
     stage.drained()
     assert (stage.runs("x"), stage.parked()) == (2, [])
 
