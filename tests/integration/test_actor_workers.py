@@ -12,7 +12,7 @@ import dramatiq
 import pytest
 import sqlalchemy as sa
 
-from tests.fixtures.actors import ROOT, Stage
+from tests.fixtures.actors import ROOT, Company, Stage
 from tests.fixtures.site import LIMIT, until
 
 
@@ -89,14 +89,18 @@ def test_actor_i10_lanes_are_shared_when_a_second_worker_comes(stage: Stage) -> 
     stage.company.waits.send("long", "gate")
     stage.work()
     until(lambda: stage.runs("long") == 1, "it runs")
-    mine = "select count(*) from outbox.lane where target = 'actor.default' and owner = %s"
-    until(lambda: stage.one(mine, stage.company.broker._delivery.owner) == 4, "it has all lanes")
+
+    def lanes(company: Company) -> int:
+        delivery = company.broker._delivery
+        query = "select count(*) from outbox.lane where target = 'actor.default' and owner = %s"
+        return 0 if delivery is None else int(stage.one(query, delivery.owner))
+
+    until(lambda: lanes(stage.company) == 4, "it has all lanes")
     # When a second one comes
     second = stage.another()
     stage.work(second)
     # Then each has half of them, the long message goes on where it is, and is run once
-    until(lambda: stage.one(mine, second.broker._delivery.owner) == 2, "the second one has two")
-    until(lambda: stage.one(mine, stage.company.broker._delivery.owner) == 2, "the first one has two")
+    until(lambda: (lanes(stage.company), lanes(second)) == (2, 2), "each has two")
     stage.open_gate("gate")
     stage.drained()
     assert (stage.runs("long"), stage.parked()) == (1, [])

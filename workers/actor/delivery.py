@@ -122,6 +122,14 @@ class Delivery:
         self._shared_at = NEVER
         self._wake()
 
+    def doubt(self, target: str) -> None:
+        """Somebody may have taken a queue's lanes away: nothing of them is begun before that is known."""
+        for holding in list(self._holdings.values()):
+            if holding.lane.target == target:
+                holding.lane.deadline = 0.0
+        self._shared_at = NEVER
+        self._wake()
+
     def _close(self, channel: Channel) -> None:
         """A consumer is closed. After the last one, everything is written down and given back; then this returns.
 
