@@ -131,8 +131,10 @@ class OutboxBroker(dramatiq.Broker):
         return target
 
     def flush(self, queue_name: str) -> None:
-        """Drop all messages of a queue: waiting, delayed, and dead. What runs goes on, and isn't acknowledged; so may what
-        other processes have fetched."""
+        """Drop all messages of a queue: waiting, delayed, and dead.
+
+        What runs goes on, and isn't acknowledged; so may what other processes have fetched.
+        """
         target = self.registered(queue_name)
         self._books.run(lambda conn: queue.flush(conn, target))
         if self._delivery is not None:

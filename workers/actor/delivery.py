@@ -56,7 +56,6 @@ CLOSE_WITHIN = 10.0
 """Seconds to write everything down at the end. After that, the leases run out."""
 
 NEVER = -60.0
-"""A time of the past."""
 
 
 class Delivery:
@@ -151,8 +150,6 @@ class Delivery:
             self._woken = True
             with suppress(BlockingIOError):
                 os.write(self._pipe[1], b".")
-
-    # ---------------------------------------------------------------------------------- its own thread
 
     def _run(self) -> None:
         failures = 0
@@ -304,8 +301,6 @@ class Delivery:
         self._out.update((message.id, message) for message in claimed)
         for target, messages in groupby(claimed, lambda message: message.hold.target):
             self._channels[target].put(messages)
-
-    # ------------------------------------------------------------------------------------------ lanes
 
     def _share(self, conn: Connection) -> None:
         """Take part, and have the lanes that are ours."""
