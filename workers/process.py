@@ -146,7 +146,8 @@ class Drainer:
         if conn.pooled:
             self._stop.wait(POLL)
             return
-        for notice in conn.notifies(timeout=WAKE, stop_after=1):
+        # All of them first: while they come, the connection can't be asked anything.
+        for notice in list(conn.notifies(timeout=WAKE, stop_after=1)):
             if notice.payload == tick.DECIDED:
                 # Perhaps that the lane is another one's.
                 lane.renew(conn)
