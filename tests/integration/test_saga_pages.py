@@ -22,7 +22,10 @@ DEEPER = 12
 """Pages that a statement about two sagas may read more, because indexes are deeper: a scan reads hundreds more."""
 
 #: Asked by people and by commands, about all sagas.
-PEOPLE = {"saga_ask", "saga_find", "saga_open", "saga_plan_put", "saga_show", "saga_show_events", "saga_show_steps"}
+PEOPLE = {
+    "saga_ask", "saga_find", "saga_find_stuck", "saga_open", "saga_open_input", "saga_plan_put", "saga_show",
+    "saga_show_events", "saga_show_steps",
+}  # fmt: skip
 
 # As the engine leaves them behind, but for the checks of foreign keys, which would only take their time.
 FILL = (

@@ -174,10 +174,10 @@ def test_saga_i7_goes_back_when_a_function_that_makes_an_intent_is_between_two_t
     if child:
         other: Saga[dict[str, Any]] = Saga("other", dict)
         sink_step(other, "c")
-        b = saga.child(other, name="b", timeout=100.0, retry=Retry(first=1000.0))(make)
+        b = saga.child(other, name="b", timeout=1300.0, retry=Retry(first=1000.0))(make)
         b.undo(lambda _session, _run: None)
     else:
-        b = saga.intent(name="b", timeout=100.0, retry=Retry(first=1000.0))(make)
+        b = saga.intent(name="b", timeout=1300.0, retry=Retry(first=1000.0))(make)
         b.undo(make)
     started = rig.start(saga, {})
     rig.settle()
@@ -185,7 +185,7 @@ def test_saga_i7_goes_back_when_a_function_that_makes_an_intent_is_between_two_t
     if how == "cancel":
         rig.cancel(started)
     else:
-        rig.later(101)
+        rig.later(1301)
     rig.settle()
     assert rig.state(started) == "compensated"
     assert rig.done() == ["a", "undo a"]

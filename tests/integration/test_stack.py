@@ -21,13 +21,16 @@ import pytest
 from outbox.errors import NotReady, StateVersion
 from outbox.settings import Settings
 from tests.fixtures.site import LIMIT
-from workers import orphan
+from workers import orphan, supervisor
 from workers.postgres import Postgres
 from workers.stack import Stack
 from workers.statedir import StateDirectory, until
-from workers.supervisor import SERVERS, WORKERS, Unanswered
+from workers.supervisor import SERVERS, Unanswered
 
 pytestmark = pytest.mark.slow
+
+#: What runs where no actors are configured.
+WORKERS = tuple(name for name in supervisor.WORKERS if name != "actors")
 
 UP = [sys.executable, "-P", "-m", "outbox", "up", "--state"]
 
