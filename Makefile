@@ -23,7 +23,7 @@ demo: $(VENV)/.ready ## run the demonstration (ARGS="…" are its options)
 	@$(BIN)/outbox demo $(ARGS)
 
 test: $(VENV)/.ready test-packages ## run the unit and integration tests (ARGS="…" are pytest's options)
-	@$(BIN)/python -m pytest -n 2 --ignore=tests/faults --ignore=tests/robustness $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --ignore=tests/faults --ignore=tests/robustness $(ARGS)
 
 faults: $(VENV)/.ready test-packages ## run every fault injection: longer, and as root (ARGS="…" are pytest's options)
 	@$(BIN)/python -m pytest --timeout=900 tests/faults tests/robustness $(ARGS)
