@@ -103,7 +103,8 @@ begin
        or exists (select from outbox.receipt r where r.target = register.target) then
       way := 'some of its intents are parked or were tried';
     elsif exists (select from outbox.position p where p.target = register.target)
-      and exists (select from outbox.log l where l.target = register.target) then
+      and (exists (select from outbox.log l where l.target = register.target)
+           or exists (select from outbox.base b where b.target = register.target)) then
       way := 'some of its intents may be applied already';
     end if;
     if way is not null then

@@ -85,6 +85,17 @@ def test_register_i2_i3_refuses_when_intents_may_be_applied(bench: Bench) -> Non
     assert len(layout(bench.admin, "sink")) == 1
 
 
+def test_register_i2_i3_refuses_when_what_was_applied_is_only_in_the_base_by_now(bench: Bench) -> None:
+    lane = bench.claim()
+    lane.advance(bench.conn, lane.stand(bench.conn))
+    lane.release(bench.conn)
+    bench.admin.execute(
+        "insert into outbox.base (target, key, id, payload, created_at) values ('sink', 'k', 1, '1', now())"
+    )
+    with pytest.raises(psycopg.DatabaseError, match="may be applied already"):
+        register(bench.admin, "sink", 2)
+
+
 @pytest.mark.parametrize(
     "row",
     [
