@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from outbox import operation
 from outbox.errors import NotReady
 from outbox.settings import Settings
 from tests.fixtures.mail import DOMAIN, mail_intent, participant
-from tests.fixtures.postfix import Postfix
+from tests.fixtures.postfix import Postfix, running
 from tests.fixtures.scrub import Yard
 from tests.fixtures.site import until
 from workers.evidence import PostfixEvidence
@@ -36,6 +37,13 @@ def _later(yard: Yard, hours: float) -> None:
 
 def _found(progress: Progress) -> dict[str, str]:
     return {each.key: each.kind for each in progress.findings}
+
+
+@pytest.fixture(name="postfix")
+def postfix_fixture() -> Iterator[Postfix]:
+    """One of the test's own: of other tests' mails this log has no intents."""
+    with running() as server:
+        yield server
 
 
 @pytest.mark.root

@@ -68,10 +68,16 @@ def settings(stack: Stack) -> Settings:
 
 
 def at_work(stack: Stack) -> None:
-    """Wait until each worker owns its lane: one that runs may still be importing."""
-    query = "select bool_and(owner is not null) from outbox.lane where target = any(%s)"
+    """Wait until each worker owns its lane: one that runs may still be importing, and one that was killed before
+    may be in the lane's row."""
+
+    def owned() -> bool:
+        pids = stack.pids()
+        query = "select bool_and(split_part(place, '/', 4) = %s) from outbox.lane where target = %s"
+        return all(conn.execute(query, (str(pids.get(name)), name)).fetchone() == (True,) for name in WORKERS)
+
     with psycopg.connect(stack.postgres.url(database="app"), autocommit=True) as conn:
-        assert until(lambda: conn.execute(query, (list(WORKERS),)).fetchone() == (True,), LIMIT)
+        assert until(owned, LIMIT)
 
 
 def test_up_runs_everything_and_says_so_again(stack: Stack) -> None:
