@@ -149,7 +149,7 @@ def test_scrub_i9_finds_and_repairs_damage_to_a_bucket(yard: Yard, s3: S3Store) 
 
     # Given flipped bits, an object cut short, all versions of a blob deleted, a wrong one above a right one, orphans
     # of both kinds, and an object that is no blob
-    bucket.put(newest(flipped), contents[0][:-1] + b"!")
+    bucket.put(newest(flipped), contents[0][:-1] + bytes([contents[0][-1] ^ 1]))
     bucket.put(newest(cut), contents[1][:100])
     bucket.delete([newest(lost)])
     bucket.put(f"objects/{replaced[:2]}/{replaced}/9999999998-0000000001", b"x" * 20_000)
