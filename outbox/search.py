@@ -233,8 +233,10 @@ class Index:
                         raise NotReady("the index changes faster than this query can read it: try again") from error
                 except xapian.DatabaseError as error:
                     self._forget()
-                    # A shard that is being made, or put in the place of another one, is there a moment later.
-                    if attempt == TRIES or not isinstance(error, xapian.DatabaseOpeningError):
+                    # A shard that is being made, or put in the place of another one, is there a moment later. And a
+                    # block that a later commit has just written over looks damaged: the writers wait the next time.
+                    passing = (xapian.DatabaseOpeningError, xapian.DatabaseCorruptError)
+                    if attempt == TRIES or not isinstance(error, passing):
                         raise NotReady(
                             f"the index in {self._directory} can't be read ({type(error).__name__}): see to its disk "
                             "and who may read it; a damaged shard can be moved away, it is filled again from the log"

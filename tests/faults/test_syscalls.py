@@ -35,7 +35,8 @@ STAGE = {"write": WRITING, "fsync": [KILL, FAILS, FULL]}
 
 #: What a lane says that waits for its participant's disk; anything else it may warn of is a fault.
 WAITS = re.compile(
-    r"WARNING \w+/0: waits: the (index shard .* can't be (written|opened) |blob store's file system fails )"
+    r"WARNING (\w+/0: waits: the (index shard .* can't be (written|opened) |blob store's file system fails )"
+    r"|no watermark can be written )"
 )
 
 

@@ -312,6 +312,28 @@ def test_index_is_not_ready_when_a_shard_is_damaged(tmp_path: Path) -> None:
         search(tmp_path, "word")
 
 
+@pytest.mark.parametrize("times", [1, searching.TRIES])
+def test_search_asks_again_when_a_block_looks_damaged_because_a_commit_has_written_over_it(
+    library: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    # Given what Xapian says of a block that belongs to another commit by now: once, or whenever it is asked
+    left = iter(range(times))
+    refresh = Index._refresh
+
+    def overwritten(index: Index) -> None:
+        if next(left, None) is not None:
+            raise searching.xapian.DatabaseCorruptError("Expected block 5 to be level 1, not 0")
+        refresh(index)
+
+    monkeypatch.setattr(Index, "_refresh", overwritten)
+    with Index(library) as index:
+        if times == 1:
+            assert index.search("dragon").hits
+        else:
+            with pytest.raises(NotReady, match="DatabaseCorruptError"):
+                index.search("dragon")
+
+
 def test_search_says_what_to_install_when_xapian_is_missing(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "xapian", None)
     with pytest.raises(NotReady, match="python3-xapian"):
