@@ -21,6 +21,7 @@ from outbox.intent import Intent
 from outbox.participant import LaneView
 from outbox.search import Index, QueryInvalid, search
 from workers.index import IndexParticipant
+from workers.shard import xapian
 
 LONG = "a value that is longer than any term " * 10
 
@@ -322,7 +323,7 @@ def test_search_asks_again_when_a_block_looks_damaged_because_a_commit_has_writt
 
     def overwritten(index: Index) -> None:
         if next(left, None) is not None:
-            raise searching.xapian.DatabaseCorruptError("Expected block 5 to be level 1, not 0")
+            raise xapian.DatabaseCorruptError("Expected block 5 to be level 1, not 0")
         refresh(index)
 
     monkeypatch.setattr(Index, "_refresh", overwritten)
