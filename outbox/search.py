@@ -224,7 +224,7 @@ class Index:
             for attempt in range(1, TRIES + 1):
                 try:
                     # Who was overtaken asks the writers to wait a moment.
-                    with reading(path for path, _ in self._identity) if attempt > 1 else nullcontext():
+                    with reading(path for path, _ in self._look()) if attempt > 1 else nullcontext():
                         self._refresh()
                         return run(self._database)
                 except xapian.DatabaseModifiedError as error:

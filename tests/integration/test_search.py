@@ -6,7 +6,8 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -326,10 +327,19 @@ def test_search_asks_again_when_a_block_looks_damaged_because_a_commit_has_writt
             raise xapian.DatabaseCorruptError("Expected block 5 to be level 1, not 0")
         refresh(index)
 
+    asked: list[Path] = []
+
+    def reading(folders: Iterable[Path]) -> AbstractContextManager[None]:
+        asked.extend(folders)
+        return quiet.reading(asked)
+
     monkeypatch.setattr(Index, "_refresh", overwritten)
+    monkeypatch.setattr(searching, "reading", reading)
     with Index(library) as index:
         if times == 1:
             assert index.search("dragon").hits
+            # ... and the writers of both shards were asked to wait
+            assert asked == searching.shards(library)
         else:
             with pytest.raises(NotReady, match="DatabaseCorruptError"):
                 index.search("dragon")
