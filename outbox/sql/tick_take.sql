@@ -6,8 +6,7 @@
 with fence as (
   select from outbox.lane
    where target = 'clock' and lane = 0 and epoch = %(epoch)s and outbox.goes_on() for share
-)
-, taken as (
+), taken as (
   insert into outbox.tick (id, floor, low, high, snapshot, nonce, first)
   select last.id + 1, last.low, %(low)s,
          (select case when is_called then last_value else last_value - 1 end from outbox.log_id),
