@@ -29,9 +29,12 @@ from tests.bench.latency import PATIENCE, PAUSE, WARM, percentile, process
 from tests.bench.rival import NotInstalled
 from tests.bench.site import Site
 
-
 QUEUES = 50
 """Queues more."""
+
+_CLAIMED = """
+select count(*), count(*) filter (where owner is not null) from outbox.lane where starts_with(target, 'actor.')
+"""
 
 
 def _sends(_name: str) -> None:
@@ -132,9 +135,7 @@ def queues(site: Site, *, quick: bool) -> Iterator[Figure]:
 def _until_claimed(admin: psycopg.Connection[tuple[int, ...]]) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
-        row = admin.execute(
-            "select count(*), count(*) filter (where owner is not null) from outbox.lane where starts_with(target, 'actor.')"
-        ).fetchone()
+        row = admin.execute(_CLAIMED).fetchone()
         if row is not None and row[0] == row[1] > QUEUES:
             return
         if time.monotonic() > deadline:

@@ -31,11 +31,13 @@ from outbox.actor.delivered import Delivered
 from outbox.database import Connection, connect, reason
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
+from outbox.intent import Intent
 from outbox.retry import OUTAGE
-from workers.actor import retries, share
+from workers.actor import glance, retries, share
 from workers.actor.channel import Channel
 from workers.actor.consumer import Consumer, Said
 from workers.actor.estate import NEVER, Estate
+from workers.actor.holding import Holding
 from workers.actor.intake import Intake
 from workers.actor.keeper import Keeper
 from workers.actor.ledger import Ledger, Settled
@@ -246,17 +248,22 @@ class Delivery:
             return False
         if self._newest is None:
             self._newest = tick.latest(conn)
-        more = False
-        for holding in self._estate.in_turn():
-            limit = hunger[holding.lane.target]
-            if limit <= 0:
-                continue
-            page = holding.read(conn, self._newest, limit)
-            messages = self._intake.page(conn, holding, page)
-            hunger[holding.lane.target] -= len(messages)
-            self._estate.claimed += messages
-            more = more or bool(page)
+        holdings = [holding for holding in self._estate.in_turn() if hunger[holding.lane.target] > 0]
+        pages = glance.look(conn, holdings, self._newest, hunger)
+        more = any(pages.values())
+        for holding, page in pages.items():
+            self._take_in(conn, holding, page, hunger)
+        for holding in holdings:
+            if holding not in pages and (limit := hunger[holding.lane.target]) > 0:
+                page = holding.read(conn, self._newest, limit)
+                self._take_in(conn, holding, page, hunger)
+                more = more or bool(page)
         return more
+
+    def _take_in(self, conn: Connection, holding: Holding, page: list[Intent], hunger: dict[str, int]) -> None:
+        messages = self._intake.page(conn, holding, page)
+        hunger[holding.lane.target] -= len(messages)
+        self._estate.claimed += messages
 
     def _write(self, conn: Connection, *, at_once: bool = False) -> None:
         """Write down what is to be written, if it is time; then hand out what is claimed with it."""

@@ -7,6 +7,7 @@ nothing that was read is handed out before that.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from outbox import log, sql, tick
 from outbox.database import Connection
@@ -84,6 +85,17 @@ class Holding:
         if page:
             self.dirty = True
         return page
+
+    def stands_before(self, newest: tick.Tick) -> tick.Tick | None:
+        """The tick that it stands at, if all of the batch from there to `newest` is still to be read."""
+        start = self._start
+        between = self.position.upto == 0 and start.id < newest.id
+        return start if between and start.first == newest.first and not start.shows_nothing else None
+
+    def passed(self, newest: tick.Tick, page: Sequence[Intent]) -> None:
+        """`page` is all that lies between the tick that it stands at and `newest`."""
+        self.position, self._start = log.step(self.position, newest, None), newest
+        self.dirty = self.dirty or bool(page)
 
     @property
     def to_write(self) -> bool:
