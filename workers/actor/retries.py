@@ -48,22 +48,37 @@ def ready(conn: Connection, targets: Sequence[str]) -> dict[str, tuple[int, int]
     return {target: (least, most) for target, least, most in rows}
 
 
+class Look(NamedTuple):
+    """What came of a look at what is due."""
+
+    taken: list[Taken]
+    #: Whether there may be more: some were found that have to wait for their turn.
+    more: bool
+
+
 def take(
     conn: Connection, holder: UUID, holdings: Sequence[Holding], *, limit: int, suspects: int, deaths: tuple[int, int]
-) -> list[Taken]:
+) -> Look:
     """Those of one queue whose time has come, of our lanes: durably ours when this returns. `suspects`: how many are in
     hand already that were there when a worker died."""
     least, most = deaths
     if most >= DEATHS:
         _give_up(conn, holdings)
-    bounds = (0, 0)
-    if least > 0:
-        # Nothing else is due. One after two deaths is tried when no other suspect is.
-        bounds, limit = ((1, 1), min(limit, SUSPECTS - suspects)) if least == 1 else ((least, DEATHS - 1), 1)
-        if least > 1 and suspects:
-            return []
-    if limit <= 0 or bounds[0] >= DEATHS:
-        return []
+    look = _take(conn, holder, holdings, (0, 0), limit) if least == 0 else Look([], more=False)
+    limit -= len(look.taken)
+    # However many others are due: a suspect may be the first of its key.
+    if most > 0 and suspects < SUSPECTS:
+        look = _both(look, _take(conn, holder, holdings, (1, 1), min(limit, SUSPECTS - suspects)))
+    if most > 1 and not suspects and not any(one.deaths > 1 for one in look.taken):
+        # One after two deaths is tried when no other suspect is.
+        look = _both(look, _take(conn, holder, holdings, (2, DEATHS - 1), min(limit, 1)))
+    return look
+
+
+def _take(conn: Connection, holder: UUID, holdings: Sequence[Holding], bounds: tuple[int, int], limit: int) -> Look:
+    if limit <= 0:
+        return Look([], more=False)
+    busy = {key: count for holding in holdings for key, count in holding.line.counts.items()}
     rows = conn.execute(
         sql.load("actor_take"),
         {
@@ -73,11 +88,17 @@ def take(
             "least": bounds[0],
             "most": bounds[1],
             "limit": limit,
+            "busy": list(busy),
+            "counts": list(busy.values()),
         },
     ).fetchall()
     if rows:
         hit("actor.taken")
-    return [Taken(Intent._make(row[:8]), *row[8:]) for row in rows]
+    return Look([Taken(Intent._make(row[:8]), *row[8:]) for row in rows if row[8] is not None], more=bool(rows))
+
+
+def _both(one: Look, other: Look) -> Look:
+    return Look(one.taken + other.taken, one.more or other.more)
 
 
 def orphans(conn: Connection, holdings: Sequence[Holding]) -> None:
