@@ -16,7 +16,7 @@ Sessions: TypeAlias = "sessionmaker[Any] | async_sessionmaker[Any] | type[Sessio
 
 
 def heard(sessions: Any) -> Any:
-    """`sessions` itself; for an `async_sessionmaker` the plain sessions behind its own, which it gets if it has none."""
+    """`sessions` itself; for an `async_sessionmaker` the plain sessions behind its own: it is given some if need be."""
     asynchronous: Any = getattr(sessions, "class_", None)
     if not hasattr(asynchronous, "sync_session_class"):
         return sessions

@@ -1,5 +1,5 @@
 -- Purpose: take parked messages in hand whose time has come. Each is counted as tried, and as one more death, before it
---   is tried; recording the outcome takes the death back.
+--   is tried; recording the outcome takes the death back. `alone`: nothing else is in hand of this process.
 -- Locks: the rows returned; the lanes' rows (share). Tables: outbox.parked (update), outbox.lane (lock), outbox.log,
 --   outbox.receipt (read). Called by: workers.actor.retries.
 with fence as (
@@ -15,7 +15,7 @@ with fence as (
 ), taken as (
   update outbox.parked p
      set reason = 'running', holder = %(holder)s, trying = null, retry_at = null, attempts = p.attempts + 1,
-         deaths = p.deaths + 1
+         deaths = p.deaths + 1, alone = %(alone)s
     from ready where p.id = ready.id
   returning p.id, p.attempts, p.deaths
 )

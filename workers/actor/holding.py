@@ -41,6 +41,8 @@ class Holding:
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
+        self._next: tuple[Position, tick.Tick] | None = None
+        self._any = False
         self._written: Position
         self._written_at = 0.0
 
@@ -65,25 +67,32 @@ class Holding:
         return not self.lost and now() < self.lane.deadline
 
     def read(self, conn: Connection, newest: tick.Tick, limit: int) -> list[Intent]:
-        """The next intents, at most `limit`. → none if there are none up to tick `newest`."""
+        """The next intents, at most `limit`. → none if there are none up to tick `newest`.
+
+        They are passed once `taken` says so: if that fails which is to be done with them, they are read again.
+        """
         position = self.position
         if not position.upto:
             self._end = newest
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(conn, position.upto)
-        end = self._end
+        end, self._next = self._end, None
         if end.id == position.tick:
             return []
         page = log.page(
             conn, self._start, end, target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit
         )
         ended = len(page) < limit
-        self.position = log.step(position, end, None if ended else page[-1].id)
-        if ended:
-            self._start = end
-        if page:
-            self.dirty = True
+        self._next = log.step(position, end, None if ended else page[-1].id), (end if ended else self._start)
+        self._any = bool(page)
         return page
+
+    def taken(self) -> None:
+        """What was read last is taken in hand, or to be parked: the position, which is written next, is behind it."""
+        if self._next is not None:
+            self.position, self._start = self._next
+            self._next = None
+            self.dirty = self.dirty or self._any
 
     @property
     def to_write(self) -> bool:
