@@ -34,7 +34,7 @@ from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Middleware, SkipMessage
 
 from outbox import sql
-from outbox.actor import queue
+from outbox.actor import queue, turn
 from outbox.actor.delivered import Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
@@ -84,6 +84,7 @@ class OutboxBroker(dramatiq.Broker):
         `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
         """
         super().__init__(middleware)
+        self.actor_options |= turn.OPTIONS
         self.outbox = outbox
         self.lanes = lanes
         self.missing = missing
@@ -110,6 +111,11 @@ class OutboxBroker(dramatiq.Broker):
         return self._worker
 
     # ------------------------------------------------------------------------------------------ queues
+
+    def declare_actor(self, actor: dramatiq.Actor[Any, Any]) -> None:
+        """Make an actor known in this process. Raises `IntentRefused` for options that can't be kept."""
+        turn.check(actor)
+        super().declare_actor(actor)
 
     def declare_queue(self, queue_name: str) -> None:
         """Make a queue known in this process. The database hears of it when it is first used."""
@@ -171,7 +177,7 @@ class OutboxBroker(dramatiq.Broker):
         if delay is not None:
             message = message.copy(options={"eta": current_millis() + delay})
         self.emit_before("enqueue", message, delay)
-        intent = intent_of(message, due=_due(message))
+        intent = intent_of(message, turn=self._turn(message), due=_due(message))
         session = self.session()
         if session is None or self.outbox is None:
             self._sender.run(lambda conn: conn.execute(sql.load("log_append_one"), append_one(intent)))
@@ -180,6 +186,9 @@ class OutboxBroker(dramatiq.Broker):
         self.logger.debug("Message %s goes to %s.", message.message_id, target)
         self.emit_after("enqueue", message, delay)
         return message
+
+    def _turn(self, message: dramatiq.Message[Any]) -> turn.Turn | None:
+        return turn.turn_of(message, self.actors.get(message.actor_name))
 
     def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
         """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
@@ -196,7 +205,7 @@ class OutboxBroker(dramatiq.Broker):
         The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
         """
         self.registered(message.queue_name)
-        return Action(intent_of(message), {"message_id": message.message_id})
+        return Action(intent_of(message, turn=self._turn(message)), {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 

@@ -13,6 +13,8 @@ from uuid import UUID
 import dramatiq
 from dramatiq.broker import MessageProxy
 
+from outbox.actor.turn import Turn
+
 
 class Hold(NamedTuple):
     """By what right a message is run: as `outbox.actor_done` is told."""
@@ -36,6 +38,7 @@ class Delivered(MessageProxy):
         hold: Hold,
         priority: int = 0,
         saga: UUID | None = None,
+        turn: Turn | None = None,
         attempts: int = 0,
         deaths: int = 0,
         kept: bool = False,
@@ -45,6 +48,8 @@ class Delivered(MessageProxy):
         self.hold = hold
         self.priority = priority
         self.of_saga = saga is not None
+        #: Whose place another message of its key takes when it is done.
+        self.turn = turn
         #: How often it was tried, this time included; 0 for one that comes from its lane.
         self.attempts = attempts
         #: How often it was in hand when its worker died, if it dies this time.

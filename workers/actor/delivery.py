@@ -167,6 +167,8 @@ class Delivery:
     def _serve(self, conn: Connection) -> None:
         self._newest = None
         self._estate.recover(conn)
+        # What was to be written when the connection was lost, before anything else is read or taken.
+        self._write(conn, at_once=True)
         while not self._stopping:
             self._woken = False
             with suppress(BlockingIOError):
@@ -175,13 +177,15 @@ class Delivery:
             if self._estate.share(conn):
                 # A lane that was just claimed may be further than the tick that we know.
                 self._newest = None
+                if self._estate.look_around(conn):
+                    self._retried_at = NEVER
             hunger = {target: channel.appetite() for target, channel in list(self._channels.items())}
             self._retry(conn, hunger)
             if self._quarantine.closed:
                 hunger = {}
             more = self._read(conn, hunger)
             self._write(conn)
-            if not more:
+            if not more and not (self._retried_at == NEVER and self._estate.holdings):
                 self._wait(conn)
         self._take_settled()
         for holding in self._estate.holdings:
@@ -193,7 +197,7 @@ class Delivery:
 
     def _wait(self, conn: Connection) -> None:
         """Until there may be something to do: a tick, something given back, a time."""
-        if list(conn.notifies(timeout=0)):
+        if self._heard(conn):
             # Came with the answer to some statement: there is nothing more to wait for.
             self._newest = None
             return
@@ -206,9 +210,15 @@ class Delivery:
                 _readable(pause, conn.fileno())
         else:
             _readable(pause, conn.fileno(), self._pipe[0])
-        notices = list(conn.notifies(timeout=0))
-        if notices or conn.pooled or pause == retries.EVERY:
+        if self._heard(conn) or conn.pooled or pause == retries.EVERY:
             self._newest = None
+
+    def _heard(self, conn: Connection) -> bool:
+        """Whether anything was notified: a tick, or that an operator has decided about something parked."""
+        notices = list(conn.notifies(timeout=0))
+        if any(notice.payload == "decided" for notice in notices):
+            self._estate.look_again()
+        return bool(notices)
 
     def _take_settled(self) -> None:
         while self._settled:
@@ -278,11 +288,11 @@ class Delivery:
     ) -> list[Delivered]:
         """Take up to so many in hand that are due."""
         holdings = self._estate.of(target)
-        taken = retries.take(conn, self.owner, holdings, limit=limit, deaths=deaths, alone=alone)
-        messages = self._intake.taken(conn, target, taken)
+        look = retries.take(conn, self.owner, holdings, limit=limit, deaths=deaths, alone=alone)
+        messages = self._intake.taken(conn, target, look.taken)
         hunger[target] -= len(messages)
         self._estate.take(target, messages)
-        if taken:
+        if look.more:
             self._retried_at = NEVER
         return messages
 
@@ -298,8 +308,7 @@ class Delivery:
             if limit <= 0:
                 continue
             page = holding.read(conn, self._newest, limit)
-            messages = self._intake.page(conn, holding, page)
-            holding.taken()
+            messages = self._intake.page(conn, holding, page, limit) if page else []
             hunger[holding.lane.target] -= len(messages)
             self._estate.claimed += messages
             more = more or bool(page)
@@ -314,6 +323,8 @@ class Delivery:
             return
         for holding in self._ledger.write(conn, holdings):
             self._estate.lose(holding)
+        if self._ledger.turned:
+            self._retried_at = NEVER
         self._wrote_at = time.monotonic()
         hit("actor.claimed")
         self._estate.hand_out()

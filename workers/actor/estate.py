@@ -22,7 +22,7 @@ from outbox.actor.delivered import Delivered, Hold
 from outbox.database import Connection
 from outbox.errors import Fenced, OutboxError
 from outbox.lane import Lane, now
-from workers.actor import retries, share
+from workers.actor import line, retries, share
 from workers.actor.channel import Channel
 from workers.actor.consumer import Said
 from workers.actor.holding import Holding
@@ -62,6 +62,8 @@ class Estate:
         self.out: dict[int, Delivered] = {}
         self._declared: set[str] = set()
         self._shared_at = NEVER
+        #: Where the look around goes on, by queue.
+        self._looked: dict[str, str] = {}
 
     @property
     def holdings(self) -> list[Holding]:
@@ -137,6 +139,8 @@ class Estate:
             due = share.fair(len(lanes), self._owner, us) if channel.is_open else 0
             for holding in ours[due:]:
                 self.give_back(conn, holding)
+            if not channel.is_open:
+                self._return(channel)
             for seat in lanes:
                 if len(ours) < due and (seat.target, seat.lane) not in self._holdings:
                     ours += self._claim(conn, seat, channel)
@@ -173,6 +177,16 @@ class Estate:
             message.hold = Hold(message.hold.target, message.hold.lane, 0, self._owner)
             message.attempts = message.deaths = 1
             message.mine = self._keeper.attends
+
+    def look_around(self, conn: Connection) -> bool:
+        """Give those their turn who wait behind nothing any more. → whether there was one."""
+        targets = {holding.lane.target for holding in self.holdings}
+        found = line.recall(conn, sorted(targets)) if targets else 0
+        for target in targets:
+            lanes = [(holding.lane.slots, holding.line) for holding in self.of(target)]
+            turned, self._looked[target] = line.around(conn, target, lanes, self._looked.get(target, ""))
+            found += turned
+        return found > 0
 
     def _check(self, conn: Connection) -> None:
         for holding in self.holdings:
@@ -235,6 +249,12 @@ class Estate:
         for holding in self.holdings:
             self.lose(holding)
         self.claimed.clear()
+
+    def _return(self, channel: Channel) -> None:
+        """Put back what has rows of its own and nobody has begun: others may be waiting for it, or behind it."""
+        for message in channel.withdraw():
+            self.out.pop(message.id, None)
+            self._ledger.settle(Settled(message, Said.BACK), self.source(message))
 
     def _withdraw(self, holding: Holding) -> None:
         """Take back what nobody has begun of it."""

@@ -7,6 +7,7 @@ nothing that was read is handed out before that.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from outbox import log, sql, tick
 from outbox.database import Connection
@@ -17,9 +18,13 @@ from outbox.parked import Parking
 from outbox.position import Position
 from outbox.saga.report import Report
 from workers.actor.channel import Channel
+from workers.actor.line import Line
 
 EMPTY_EVERY = 0.2
 """Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
+
+STRIDE_MOST = 512
+"""Intents of a page that is read past those who wait for their turn."""
 
 
 class Holding:
@@ -30,6 +35,7 @@ class Holding:
         self.channel = channel
         #: Claimed, and not done yet.
         self.open: set[int] = set()
+        self.line = Line()
         #: To be written with the position.
         self.parkings: list[Parking] = []
         self.reports: list[Report] = []
@@ -41,8 +47,9 @@ class Holding:
         self.position: Position
         self._start: tick.Tick
         self._end: tick.Tick | None = None
-        self._next: tuple[Position, tick.Tick] | None = None
-        self._any = False
+        #: Whether the page that was read last is the end of its batch.
+        self._ends = False
+        self._stride = 0
         self._written: Position
         self._written_at = 0.0
 
@@ -67,32 +74,37 @@ class Holding:
         return not self.lost and now() < self.lane.deadline
 
     def read(self, conn: Connection, newest: tick.Tick, limit: int) -> list[Intent]:
-        """The next intents, at most `limit`. → none if there are none up to tick `newest`.
-
-        They are passed once `taken` says so: if that fails which is to be done with them, they are read again.
-        """
+        """The next intents: `limit`, or more where many have to wait. None if there are none up to tick `newest`; else
+        `passed` goes on behind them."""
         position = self.position
         if not position.upto:
             self._end = newest
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(conn, position.upto)
-        end, self._next = self._end, None
+        end = self._end
         if end.id == position.tick:
             return []
+        limit = max(limit, self._stride)
         page = log.page(
             conn, self._start, end, target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit
         )
-        ended = len(page) < limit
-        self._next = log.step(position, end, None if ended else page[-1].id), (end if ended else self._start)
-        self._any = bool(page)
+        self._ends = len(page) < limit
+        if not page:
+            self._step(end, None)
         return page
 
-    def taken(self) -> None:
-        """What was read last is taken in hand, or to be parked: the position, which is written next, is behind it."""
-        if self._next is not None:
-            self.position, self._start = self._next
-            self._next = None
-            self.dirty = self.dirty or self._any
+    def passed(self, page: Sequence[Intent], count: int, claimed: int) -> None:
+        """So many of a page are claimed or parked, or there is nothing to do about them."""
+        assert self._end is not None  # noqa: S101 - it was read
+        self._step(self._end, None if self._ends and count == len(page) else page[count - 1].id)
+        self.dirty = True
+        # Where few can be claimed, because the others wait for their turn, the next page is longer.
+        self._stride = min(STRIDE_MOST, 2 * count) if 2 * claimed < count else 0
+
+    def _step(self, end: tick.Tick, after: int | None) -> None:
+        self.position = log.step(self.position, end, after)
+        if after is None:
+            self._start = end
 
     @property
     def to_write(self) -> bool:
@@ -103,3 +115,4 @@ class Holding:
         """Everything in memory is durable."""
         self._written, self._written_at, self.dirty = self.position, time.monotonic(), False
         self.parkings, self.reports, self.forget = [], [], []
+        self.line.wrote()

@@ -19,11 +19,12 @@ from outbox.actor.delivered import Delivered
 from outbox.database import Connection
 from outbox.errors import Fenced, IntentRefused
 from outbox.failpoint import hit
-from outbox.intent import payload_text
+from outbox.intent import Intent, payload_text
 from outbox.parked import ERROR_LIMIT, Parking
 from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
+from workers.actor import line
 from workers.actor.consumer import Said
 from workers.actor.holding import Holding
 
@@ -67,6 +68,10 @@ class Ledger:
         self._kept: dict[int, str] = {}
         self._told: dict[int, Report] = {}
         self._forget: set[int] = set()
+        #: The keys of messages with rows of their own, who others may take the place of.
+        self._keys: dict[int, tuple[str, str]] = {}
+        #: Whether somebody has got his turn with what was written last.
+        self.turned = False
         #: Messages of lanes whose actor's own transaction may have committed after all.
         self._unsure: dict[int, Delivered] = {}
 
@@ -90,6 +95,8 @@ class Ledger:
 
     def _settle_lane(self, message: Delivered, holding: Holding, parking: Parking | None, told: Report | None) -> None:
         holding.open.discard(message.id)
+        if message.turn is not None:
+            holding.line.done(message.turn, message.id)
         holding.dirty = True
         if message.done:
             holding.forget.append(message.id)
@@ -102,6 +109,8 @@ class Ledger:
 
     def _settle_own(self, one: Settled, parking: Parking | None, told: Report | None) -> None:
         message = one.message
+        if message.turn is not None:
+            self._keys[message.id] = (message.hold.target, message.turn.key)
         if one.said is Said.BACK:
             self._rows.append(_Row(message.id, "retry", message.attempts - 1, message.deaths - 1))
         elif parking is not None:
@@ -135,8 +144,10 @@ class Ledger:
         except IntentRefused:
             logger.warning("intent %d: what its options have become can't be kept: it goes on with the old", message.id)
 
-    def withdraw(self, number: int, *, told: bool) -> None:
+    def withdraw(self, intent: Intent, *, told: bool) -> None:
         """A message with a row of its own is recalled by its saga, and was never begun."""
+        number = intent.id
+        self._keys[number] = (intent.target, intent.key)
         self._rows.append(_Row(number, None))
         self._forget.add(number)
         if not told:
@@ -151,12 +162,16 @@ class Ledger:
 
     def nothing(self, holdings: Sequence[Holding]) -> bool:
         """Whether there is nothing to write."""
-        return not (self._rows or any(holding.to_write for holding in holdings))
+        return not (self._rows or self._keys or any(holding.to_write for holding in holdings))
 
     def write(self, conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
         """Write everything down. → the lanes among `holdings` that turn out to have another owner."""
         changed = [holding for holding in holdings if holding.to_write]
-        plain = not (self._rows or self._unsure or any(h.parkings or h.reports or h.forget for h in changed))
+        plain = not (
+            self._rows or self._keys or self._unsure
+            or any(h.parkings or h.reports or h.forget or h.line.changed for h in changed)
+        )  # fmt: skip
+        self.turned = False
         if plain:
             current = _positions(conn, changed)
         else:
@@ -166,12 +181,23 @@ class Ledger:
                 current = _positions(conn, changed)
                 self._lanes(conn, [holding for holding in changed if holding in current], done)
                 self._own(conn)
+                self.turned = line.turn(conn, self._next(holdings, current)) > 0
                 hit("actor.recording")
         hit("actor.recorded")
         for holding in current:
             holding.wrote()
-        self._rows, self._kept, self._told, self._forget, self._unsure = [], {}, {}, set(), {}
+        self._rows, self._kept, self._told, self._forget, self._unsure, self._keys = [], {}, {}, set(), {}, {}
         return set(changed) - current
+
+    def _next(self, holdings: Sequence[Holding], current: set[Holding]) -> dict[tuple[str, str], int]:
+        """The keys of which somebody may have his turn now → how many are still in the hands of our lanes."""
+        keys = {
+            (target, key): sum(h.line.busy(key) for h in holdings if h.lane.target == target)
+            for target, key in self._keys.values()
+        }
+        for holding in current:
+            keys |= {(holding.lane.target, key): busy for key, busy in holding.line.next().items()}
+        return keys
 
     def _lanes(self, conn: Connection, holdings: Sequence[Holding], done: set[int]) -> None:
         """What goes with the positions of lanes."""

@@ -63,6 +63,14 @@ def ready(conn: Connection, holdings: Sequence[Holding]) -> list[Due]:
     return [Due(*row) for row in rows]
 
 
+class Look(NamedTuple):
+    """What came of a look at what is due."""
+
+    taken: list[Taken]
+    #: Whether there may be more: some were found that have to wait for their turn.
+    more: bool
+
+
 def take(
     conn: Connection,
     holder: UUID,
@@ -71,11 +79,12 @@ def take(
     limit: int,
     deaths: tuple[int, int] = (0, 0),
     alone: bool = False,
-) -> list[Taken]:
+) -> Look:
     """Those of one queue whose time has come, of our lanes: durably ours when this returns. `deaths`: the least and the
     most that they have had. `alone`: nothing else is in hand."""
     if limit <= 0:
-        return []
+        return Look([], more=False)
+    busy = {key: count for holding in holdings for key, count in holding.line.counts.items()}
     rows = conn.execute(
         sql.load("actor_take"),
         {
@@ -86,11 +95,13 @@ def take(
             "most": deaths[1],
             "limit": limit,
             "alone": alone,
+            "busy": list(busy),
+            "counts": list(busy.values()),
         },
     ).fetchall()
     if rows:
         hit("actor.taken")
-    return [Taken(Intent._make(row[:8]), *row[8:]) for row in rows]
+    return Look([Taken(Intent._make(row[:8]), *row[8:]) for row in rows if row[8] is not None], more=bool(rows))
 
 
 def orphans(conn: Connection, holdings: Sequence[Holding]) -> None:
