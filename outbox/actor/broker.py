@@ -21,31 +21,34 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dramatiq
 from dramatiq.common import current_millis, q_name
-from dramatiq.errors import QueueNotFound
+from dramatiq.errors import BrokerConnectionError, QueueNotFound
 from dramatiq.middleware import Middleware, SkipMessage
 
 from outbox import sql
-from outbox.actor import queue
-from outbox.actor.delivered import Delivered
+from outbox.actor import queue, results
+from outbox.actor.delivered import FINISHING, Delivered
 from outbox.actor.letter import intent_of, target_of
+from outbox.actor.rate import OPTIONS, Rates
 from outbox.actor.sender import Sender
 from outbox.errors import Fenced, NotReady
 from outbox.log import append_one
+from outbox.retry import OUTAGE
 from outbox.saga.run import Action
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from outbox.database import Connection
     from outbox.session import Outbox
 
 LANES = 4
@@ -57,6 +60,8 @@ deployment another worker may have it, or the next one."""
 
 #: The message that the running actor was given.
 _MESSAGE: ContextVar[Delivered | None] = ContextVar("outbox_message", default=None)
+
+_Value = TypeVar("_Value")
 
 #: The session that `using` names.
 _USED: ContextVar[Session | None] = ContextVar("outbox_used", default=None)
@@ -82,6 +87,8 @@ class OutboxBroker(dramatiq.Broker):
         `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
         """
         super().__init__(middleware)
+        self.actor_options |= OPTIONS
+        self.rates = Rates()
         self.outbox = outbox
         self.lanes = lanes
         self.missing = missing
@@ -108,6 +115,11 @@ class OutboxBroker(dramatiq.Broker):
         return self._worker
 
     # ------------------------------------------------------------------------------------------ queues
+
+    def declare_actor(self, actor: dramatiq.Actor[..., Any]) -> None:
+        """Make an actor known in this process. Raises `ValueError` for options that can't be meant."""
+        self.rates.declare(actor)
+        super().declare_actor(actor)
 
     def declare_queue(self, queue_name: str) -> None:
         """Make a queue known in this process. The database hears of it when it is first used."""
@@ -165,7 +177,7 @@ class OutboxBroker(dramatiq.Broker):
         if isinstance(message, Delivered):
             return self._again(message, delay)
         target = self.registered(message.queue_name)
-        message = message.copy(queue_name=q_name(message.queue_name))
+        message = self._stamped(message.copy(queue_name=q_name(message.queue_name)))
         if delay is not None:
             message = message.copy(options={"eta": current_millis() + delay})
         self.emit_before("enqueue", message, delay)
@@ -178,6 +190,10 @@ class OutboxBroker(dramatiq.Broker):
         self.logger.debug("Message %s goes to %s.", message.message_id, target)
         self.emit_after("enqueue", message, delay)
         return message
+
+    def _stamped(self, message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
+        """With the options that follow from its arguments. Raises `IntentRefused` for one that can't be meant."""
+        return self.rates.stamped(self.actors.get(message.actor_name), message)
 
     def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
         """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
@@ -194,7 +210,7 @@ class OutboxBroker(dramatiq.Broker):
         The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
         """
         self.registered(message.queue_name)
-        return Action(intent_of(message), {"message_id": message.message_id})
+        return Action(intent_of(self._stamped(message)), {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 
@@ -206,6 +222,13 @@ class OutboxBroker(dramatiq.Broker):
         from outbox.current import current  # noqa: PLC0415 - a worker without sessions doesn't load SQLAlchemy
 
         return current(lambda session: self.outbox is not None and self.outbox.of(session) is self.outbox)
+
+    def run(self, work: Callable[[Connection], _Value]) -> _Value:
+        """`work` on a connection of the application's user in autocommit mode, outside of all sessions.
+
+        Raises dramatiq's `ConnectionFailed`, and `ConnectionClosed` when nobody knows whether it was done.
+        """
+        return self._sender.run(work)
 
     @contextmanager
     def using(self, session: Session) -> Iterator[None]:
@@ -223,17 +246,29 @@ class OutboxBroker(dramatiq.Broker):
         What is written in it is written once, however often the message is delivered. Whatever the actor does after
         the block is done at most once. Raises `Fenced`, and rolls back, when the message is in other hands by now.
         """
-        message = _MESSAGE.get()
-        if message is None:
-            raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
+        message = _running()
         if self.outbox is None or not callable(self.outbox.sessions):
             raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
-        with self.outbox.sessions() as session, session.begin(), self.using(session):
-            yield session
-            session.flush()
-            message.in_transaction = True
-            self._acknowledge(session, message)
-        message.done = True
+        try:
+            with self.outbox.sessions() as session, session.begin(), self.using(session):
+                yield session
+                session.flush()
+                message.in_transaction = True
+                self._acknowledge(session, message)
+            message.done = message.result_stored = True
+        finally:
+            if not message.done:
+                message.result = None
+
+    def result(self, value: Any) -> None:
+        """In `broker.transaction()`: what the message's result is. It is stored by the same commit.
+
+        What the actor returns after the block counts for nothing then. Raises `RuntimeError` when the broker has no
+        `Results` with a backend of its own.
+        """
+        message = _running()
+        message.result = None
+        results.tell(self, message, value)
 
     @staticmethod
     def _acknowledge(session: Session, message: Delivered) -> None:
@@ -249,6 +284,10 @@ class OutboxBroker(dramatiq.Broker):
             if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":
                 raise Fenced("the message is in other hands by now: nothing was written") from None
             raise
+        if message.result is not None:
+            # It rings when it is written down that the message is done: this is an application's transaction.
+            wanted = results.parameters([message.result], rings=False)
+            session.execute(sa.text("select outbox.store_results(:keys, :values, :ttls, :rings)"), wanted)
 
     # --------------------------------------------------------------------------------------- consuming
 
@@ -267,26 +306,52 @@ class OutboxBroker(dramatiq.Broker):
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivered):
-            _MESSAGE.set(args[0])
-            if not args[0].mine():
-                args[0].stale = True
-                raise SkipMessage("it is in other hands by now")
+            self._begin(args[0])
+        elif signal == "nack" and isinstance(args[0], Delivered):
+            results.fail(self, args[0])
         elif signal == "worker_shutdown" and self._delivery is not None:
             self._delivery.leave()
-        if not _stale(args):
+        if not _unbegun(args):
             super().emit_before(signal, *args, **kwargs)
 
+    def _begin(self, message: Delivered) -> None:
+        _MESSAGE.set(message)
+        message.broker = self
+        if not message.mine():
+            message.stale = True
+            raise SkipMessage("it is in other hands by now")
+        if self.rates:
+            try:
+                wait = self.run(lambda conn: self.rates.waits(conn, [message], self.actors, begins=True))
+            except BrokerConnectionError:
+                wait = {message.id: OUTAGE.first}
+            message.wait = wait.get(message.id)
+            if message.wait is not None:
+                raise SkipMessage("it is over its rate limit")
+
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if not _stale(args):
-            super().emit_after(signal, *args, **kwargs)
-        if signal in ("process_message", "skip_message"):
-            _MESSAGE.set(None)
+        ends = signal in ("process_message", "skip_message")
+        token = FINISHING.set(args[0]) if ends and isinstance(args[0], Delivered) else None
+        try:
+            if not _unbegun(args):
+                super().emit_after(signal, *args, **kwargs)
+        finally:
+            if token is not None:
+                FINISHING.reset(token)
+                _MESSAGE.set(None)
 
 
-def _stale(args: tuple[Any, ...]) -> bool:
+def _running() -> Delivered:
+    message = _MESSAGE.get()
+    if message is None:
+        raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
+    return message
+
+
+def _unbegun(args: tuple[Any, ...]) -> bool:
     """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
     store that it was skipped.)"""
-    return bool(args) and isinstance(args[0], Delivered) and args[0].stale
+    return bool(args) and isinstance(args[0], Delivered) and not args[0].begun
 
 
 def _due(message: dramatiq.Message[Any]) -> datetime | None:

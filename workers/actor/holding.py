@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from outbox import log, sql, tick
+from outbox.actor.results import Result
 from outbox.database import Connection
 from outbox.failpoint import hit
 from outbox.intent import Intent
@@ -34,6 +35,7 @@ class Holding:
         self.parkings: list[Parking] = []
         self.reports: list[Report] = []
         self.forget: list[int] = []
+        self.results: dict[int, Result] = {}
         #: Whether something must be written soon.
         self.dirty = False
         #: Set when another owner has it, or nobody: its messages are not ours any more.
@@ -93,4 +95,4 @@ class Holding:
     def wrote(self) -> None:
         """Everything in memory is durable."""
         self._written, self._written_at, self.dirty = self.position, time.monotonic(), False
-        self.parkings, self.reports, self.forget = [], [], []
+        self.parkings, self.reports, self.forget, self.results = [], [], [], {}
