@@ -65,6 +65,8 @@ NAMES = (
     # Actors: a lane is claimed, messages are, and what became of them is written down.
     "actor.adopted",
     "actor.taken",
+    "actor.placed",
+    "actor.counted",
     "actor.recording",
     "actor.recorded",
     "actor.claimed",
@@ -97,6 +99,7 @@ NAMES = (
     "house.partitions",
     "house.ticks",
     "house.positions",
+    "house.expired",
     "retention.written",
     "retention.archived",
     "retention.noted",

@@ -8,5 +8,7 @@ dramatiq.set_broker(broker)
 """
 
 from outbox.actor.broker import OutboxBroker
+from outbox.actor.limits import OutboxLimits
+from outbox.actor.results import OutboxResults
 
-__all__ = ["OutboxBroker"]
+__all__ = ["OutboxBroker", "OutboxLimits", "OutboxResults"]

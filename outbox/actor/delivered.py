@@ -7,13 +7,20 @@ which consumer: what counts is the lane that it came from, with its epoch, or th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 
 from outbox.actor.turn import Turn
+
+if TYPE_CHECKING:
+    from outbox.actor.results import Result
+
+#: The message whose actor has just ended in this thread, while middleware hears of it.
+FINISHING: ContextVar[Delivered | None] = ContextVar("outbox_finishing", default=None)
 
 
 class Hold(NamedTuple):
@@ -62,8 +69,20 @@ class Delivered(MessageProxy):
         self.in_transaction = self.done = False
         #: Whether it was never begun, because it is in other hands by now.
         self.stale = False
+        #: Seconds until it may begin, if it was never begun because it is over its rate limit.
+        self.wait: float | None = None
+        #: Whose worker has it, once it is run.
+        self.broker: dramatiq.Broker | None = None
+        #: What is to be stored with its acknowledgement, and whether its actor's own transaction has done that.
+        self.result: Result | None = None
+        self.result_stored = False
         #: What the worker asks before it begins.
         self.mine: Callable[[], bool] = _always
+
+    @property
+    def begun(self) -> bool:
+        """Whether its actor was to run here. If not, nobody is told about it."""
+        return not self.stale and self.wait is None
 
     @property
     def failure(self) -> str:

@@ -79,7 +79,10 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
         for rival in rivals:
             try:
                 pair = compare(
-                    partial(rate, "rate", "outbox", url, COUNT), rival.rate, pairs=3 if quick else rival.pairs, warm=False
+                    partial(rate, "rate", "outbox", url, COUNT),
+                    rival.rate,
+                    pairs=3 if quick else rival.pairs,
+                    warm=False,
                 )
             except NotInstalled as error:
                 print(error, file=sys.stderr)

@@ -46,12 +46,16 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
     if shutil.which("postfix") is None:
         print("Postfix is not there: `make test-packages` installs it, as root on Debian", file=sys.stderr)
         # Not measured is not met.
-        yield from (Figure(f"{name}.ratio", 0.0, "not measured: Postfix is not there", bar) for name, bar in bars.items())
+        yield from (
+            Figure(f"{name}.ratio", 0.0, "not measured: Postfix is not there", bar) for name, bar in bars.items()
+        )
         return
     with running() as postfix, rig(site, "mail") as made:
         participants: dict[str, Callable[[], MailParticipant]] = {
             "mail": lambda: MailParticipant(postfix.url, evidence_for(postfix.evidence), DOMAIN),
-            "mail.hold": lambda: HeldMailParticipant(postfix.hold_url, HoldQueue.named(postfix.hold, "postsuper"), DOMAIN),
+            "mail.hold": lambda: HeldMailParticipant(
+                postfix.hold_url, HoldQueue.named(postfix.hold, "postsuper"), DOMAIN
+            ),
         }
         for name, participant in participants.items():
             pair = compare(partial(_ours, made, participant), partial(_bare, postfix), pairs=3 if quick else 9)

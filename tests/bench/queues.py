@@ -81,7 +81,9 @@ async def pgqueuer(url: str, count: int, batch: int) -> float:
     import asyncpg
     from pgqueuer import AsyncpgDriver, Job, PgQueuer, Queries
 
-    subprocess.run([sys.executable, "-m", "pgqueuer", "--pg-dsn", url, "install"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "pgqueuer", "--pg-dsn", url, "install"], check=True, stdout=subprocess.DEVNULL
+    )
     conn = await asyncpg.connect(url)
     queuer = PgQueuer(AsyncpgDriver(conn))
     tally = Tally(count)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from outbox import log, sql, tick
+from outbox.actor.results import Result
 from outbox.database import Connection
 from outbox.failpoint import hit
 from outbox.intent import Intent
@@ -40,6 +41,7 @@ class Holding:
         self.parkings: list[Parking] = []
         self.reports: list[Report] = []
         self.forget: list[int] = []
+        self.results: dict[int, Result] = {}
         #: Whether something must be written soon.
         self.dirty = False
         #: Set when another owner has it, or nobody: its messages are not ours any more.
@@ -114,5 +116,5 @@ class Holding:
     def wrote(self) -> None:
         """Everything in memory is durable."""
         self._written, self._written_at, self.dirty = self.position, time.monotonic(), False
-        self.parkings, self.reports, self.forget = [], [], []
+        self.parkings, self.reports, self.forget, self.results = [], [], [], {}
         self.line.wrote()
