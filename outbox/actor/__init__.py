@@ -8,5 +8,7 @@ dramatiq.set_broker(broker)
 """
 
 from outbox.actor.broker import OutboxBroker
+from outbox.actor.cron import Cron
+from outbox.actor.unique import Duplicate
 
-__all__ = ["OutboxBroker"]
+__all__ = ["Cron", "Duplicate", "OutboxBroker"]
