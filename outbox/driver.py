@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 
 def run(connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
-    """The rows of one statement, in the connection's transaction. Raises SQLAlchemy's errors, without the parameters."""
+    """The rows of one statement, in the connection's transaction. Raises SQLAlchemy's errors, without parameters."""
     driver: Any = connection.connection.dbapi_connection
     try:
         return list(driver.execute(statement, parameters))

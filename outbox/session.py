@@ -186,8 +186,8 @@ class Outbox:
             session.info.pop(_XID, None)
 
     def append_now(self, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
-        """Write one intent at once, behind what was emitted before it: by a statement that decides whether to. → its row
-        (xid, id, …); xid is None if nothing was written."""
+        """Write one intent at once, behind what was emitted before it: by a statement that decides whether to.
+        → its row (xid, id, …); xid is None if nothing was written."""
         try:
             session._autoflush()  # noqa: SLF001 - as every query does
             if session.info.get(_PENDING):

@@ -40,7 +40,7 @@ as $$
            when r.state = 'closed' then false
            else exists (
              select from outbox.log g
-               join outbox.lane l on l.target = g.target and g.slot between l.slot_low and l.slot_high
+               left join outbox.lane l on l.target = g.target and g.slot between l.slot_low and l.slot_high
                left join lateral (select p.tick, p.upto, p.after, p.open from outbox.position p
                                    where p.target = l.target and p.lane = l.lane order by p.seq desc limit 1) p on true
                left join outbox.tick t on t.id = coalesce(p.tick, (select min(f.id) from outbox.tick f))
@@ -69,25 +69,20 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 as $$
 #variable_conflict use_column
 declare
-  actor text := payload ->> 'actor_name';
+  whose text := payload ->> 'actor_name';
   mine  text := payload #>> '{options,unique_key}';
   span  interval := make_interval(secs => coalesce((payload #>> '{options,unique_for}')::float8, 0) / 1000);
   found outbox.unique_message;
 begin
-  if target is null or not starts_with(target, 'actor.') or actor is null or mine is null
+  if target is null or not starts_with(target, 'actor.') or whose is null or mine is null
      or payload ->> 'message_id' is null then
     raise exception using errcode = 'OB003',
       message = 'that is no message with a unique key',
       hint = 'Send it with actor.send_with_options(args=…, unique_key=…).';
   end if;
-  if not exists (select from outbox.participant p where p.target = send_unique.target) then
-    raise exception using errcode = 'OB002',
-      message = 'no participant ' || quote_literal(target) || ' is registered',
-      hint = 'Queues are registered by outbox.declare_queue.';
-  end if;
   sent := false;
   select u.* into found from outbox.unique_message u
-   where u.target = send_unique.target and u.actor = send_unique.actor and u.key = mine;
+   where u.target = send_unique.target and u.actor = whose and u.key = mine;
   if found.id is not null and (found.until > outbox.now() or outbox.is_pending(found.id)) then
     id := found.id;
     message_id := found.message_id;
@@ -96,10 +91,10 @@ begin
   loop
     -- Waits for whoever is about to take the key.
     select u.* into found from outbox.unique_message u
-     where u.target = send_unique.target and u.actor = send_unique.actor and u.key = mine for update;
+     where u.target = send_unique.target and u.actor = whose and u.key = mine for update;
     exit when found.id is not null;
     insert into outbox.unique_message (target, actor, key, id, message_id, until, look_at)
-      values (send_unique.target, send_unique.actor, mine, 0, '', '-infinity', outbox.now())
+      values (send_unique.target, whose, mine, 0, '', '-infinity', outbox.now())
       on conflict do nothing;
   end loop;
   -- Looked at anew, now that nobody else can take it.
@@ -116,7 +111,7 @@ begin
   update outbox.unique_message u
      set id = send_unique.id, message_id = send_unique.message_id, until = outbox.now() + span,
          look_at = outbox.now() + greatest(span, interval '1 minute')
-   where u.target = send_unique.target and u.actor = send_unique.actor and u.key = mine;
+   where u.target = send_unique.target and u.actor = whose and u.key = mine;
 end $$;
 
 -- Before an operator's retry of a message that was given up: it takes its key back. Comes back: why it can't, or null.

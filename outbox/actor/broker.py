@@ -238,8 +238,8 @@ class OutboxBroker(dramatiq.Broker):
         self.registered(message.queue_name)
         if unique.is_unique(unique.settle(message, self.actors.get(message.actor_name))):
             raise IntentRefused(
-                f"a step of a saga waits for its own message, and {message.actor_name} is unique: make the message with "
-                "message_with_options(…, unique_key=None)"
+                f"a step of a saga waits for its own message, and {message.actor_name} is unique: make the message "
+                "with message_with_options(…, unique_key=None)"
             )
         return Action(intent_of(message), {"message_id": message.message_id})
 

@@ -49,8 +49,8 @@ class Cron:
     #: Minute, hour, day of the month, month, day of the week.
     expression: str
     timezone: str = "UTC"
-    #: Of slots that passed while no worker ran: `once` sends one message for the last of them, `skip` none, `all` one for
-    #: each, up to `MOST`.
+    #: Of slots that passed while no worker ran: `once` sends one message for the last of them, `skip` none, `all` one
+    #: for each, up to `MOST`.
     missed: Missed = "once"
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -170,7 +170,7 @@ def schedules(actor: dramatiq.Actor[Any, Any]) -> list[Schedule]:
     made = []
     for one in many:
         if not isinstance(one, str | Cron):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - as for all else that can't be declared
                 f"cron of actor {actor.actor_name} is neither an expression nor a Cron, nor a list of them"
             )
         cron = Cron(one) if isinstance(one, str) else one

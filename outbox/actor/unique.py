@@ -61,8 +61,8 @@ def settle(message: dramatiq.Message[Any], actor: dramatiq.Actor[Any, Any] | Non
         return message if len(given) == len(message.options) else _with(message, given)
     if "group_completion_uuid" in given:
         raise IntentRefused(
-            f"a message of {message.actor_name} is unique and in a group with callbacks, which would wait for a duplicate "
-            "for ever: send it with unique_key=None"
+            f"a message of {message.actor_name} is unique and in a group with callbacks, which would wait for a "
+            "duplicate for ever: send it with unique_key=None"
         )
     given["unique_key"] = key
     if wanted["unique_for"] is not None:

@@ -3,7 +3,8 @@
     declare → due → move on and send, in one transaction
 
 All processes look, each second; the row of the schedule decides which one sends. The database's clock tells the time.
-Begun by `OutboxBroker` with a worker, if any of its actors has a schedule, and ended with it. A connection that is lost is made anew; what was not committed then is sent by the next one that looks.
+Begun by `OutboxBroker` with a worker, if any of its actors has a schedule, and ended with it. A connection that is
+lost is made anew; what was not committed then is sent by the next one that looks.
 """
 
 from __future__ import annotations
