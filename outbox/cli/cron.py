@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -107,8 +108,7 @@ def _next(row: dict[str, Any]) -> str | None:
 def _local(at: datetime | None, zone: str) -> str | None:
     if at is None:
         return None
-    try:
+    # Where this machine doesn't know the zone, the time is right all the same.
+    with suppress(ZoneInfoNotFoundError):
         at = at.astimezone(ZoneInfo(zone))
-    except ZoneInfoNotFoundError:
-        pass  # this machine doesn't know it; the time is right all the same
     return f"{at:%Y-%m-%d %H:%M:%S %Z}"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 import psycopg
-from dramatiq.errors import ConnectionError as Lost
+from dramatiq.errors import BrokerConnectionError as Lost
 
 from outbox import sql
 from outbox.actor.broker import OutboxBroker
