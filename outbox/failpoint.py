@@ -71,6 +71,10 @@ NAMES = (
     "actor.recorded",
     "actor.claimed",
     "actor.released",
+    # Schedules of actors.
+    "cron.declared",
+    "cron.sending",
+    "cron.sent",
     # What is parked.
     "parked.taken",
     "parked.returned",

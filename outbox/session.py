@@ -23,9 +23,8 @@ asks Postgres for the transaction's fate, because a session can't know it when t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import psycopg
@@ -33,7 +32,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from outbox import sql
+from outbox import driver, sql
 from outbox.current import entered
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
@@ -182,9 +181,31 @@ class Outbox:
         if transaction.parent is None:
             session.info.pop(XID, None)
 
-    def _insert(self, session: Session, connection: sa.Connection) -> None:
+    def append_now(self, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
+        """Write one intent at once, behind what was emitted before it: by a statement that decides whether to.
+        → its row (xid, id, …); xid is None if nothing was written."""
         try:
-            rows = _append(connection, session.info.pop(_PENDING))
+            session._autoflush()  # noqa: SLF001 - as every query does
+            if session.info.get(_PENDING):
+                self._insert(session, session.connection())
+            return self._run(session, session.connection(), statement, parameters)[0]
+        except sa.exc.MissingGreenlet:
+            raise IntentRefused(
+                "this asks the database at once, and the session is an AsyncSession: "
+                "do it in await session.run_sync(lambda _: …)"
+            ) from None
+
+    def _insert(self, session: Session, connection: sa.Connection) -> None:
+        intents = session.info.pop(_PENDING)
+        if len(intents) == 1:
+            self._run(session, connection, sql.load("log_append_one"), append_one(intents[0]))
+        else:
+            self._run(session, connection, sql.load("log_append"), append_parameters(intents))
+
+    @staticmethod
+    def _run(session: Session, connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
+        try:
+            rows = driver.run(connection, statement, parameters)
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -195,7 +216,9 @@ class Outbox:
                 raise IntentRefused("Postgres can't store a payload: look for characters that are not text") from None
             raise
         hit("session.appended")
-        session.info[_TOKEN] = Token(*rows[-1])
+        if rows[-1][0] is not None:
+            session.info[_TOKEN] = Token(*rows[-1][:2])
+        return rows
 
     # --------------------------------------------------------------------------------- after the commit
 
@@ -253,38 +276,3 @@ def late(target: str, timeout: float) -> WaitTimeout:
     return WaitTimeout(
         f"{target} has not reached the commit within {timeout:g} s: `outbox status` shows what it waits for"
     )
-
-
-def _append(connection: sa.Connection, intents: Sequence[Intent]) -> Sequence[Any]:
-    """All intents in one statement. → (xid, id) of each. Raises SQLAlchemy's errors, without the parameters.
-
-    On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
-    with one intent takes a tenth less time.
-    """
-    driver: Any = connection.connection.driver_connection
-    one = len(intents) == 1
-    statement = sql.load("log_append_one" if one else "log_append")
-    parameters = append_one(intents[0]) if one else append_parameters(intents)
-    try:
-        if isinstance(driver, psycopg.AsyncConnection):
-            return sa.util.await_only(_fetched(driver, statement, parameters))
-        return list(driver.execute(statement, parameters))
-    except psycopg.Error as error:
-        adapted: Any = connection.connection.dbapi_connection
-        lost = connection.dialect.is_disconnect(cast(Any, error), adapted, None)
-        if lost:
-            connection.invalidate(error)
-        raise sa.exc.DBAPIError.instance(
-            statement,
-            None,
-            error,
-            psycopg.Error,
-            hide_parameters=True,
-            connection_invalidated=lost,
-            dialect=connection.dialect,
-        ) from error
-
-
-async def _fetched(driver: psycopg.AsyncConnection[Any], statement: Any, parameters: Any) -> list[Any]:
-    cursor = await driver.execute(statement, parameters)
-    return await cursor.fetchall()

@@ -89,12 +89,15 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             found = decision.find(conn, decision.Choice(ids=[number]))
             receipt = cursor.execute(sql.load("whereabouts_receipt"), wanted).fetchone()
             head = cursor.execute(sql.load("whereabouts_head"), wanted).fetchone()
+            unique = cursor.execute(sql.load("whereabouts_unique"), wanted).fetchone()
     parked = found[0] if found else None
     state: State | Reason
     if parked is not None:
         state, (says, command) = parked["reason"], _parked(parked, lane, head, trail)
     else:
         state, says, command = _unparked(intent, lane, receipt)
+    if unique is not None:
+        says, command = _unique(unique, says, command, dead=state == "poison")
     clock = ("ticked", "clock_runs", "clock_stopped")
     shown = {name: value for name, value in intent.items() if name not in clock}
     return Whereabouts(number, state, says, command, shown, lane, parked, receipt, trail)
@@ -129,6 +132,21 @@ def _archive(archived: dict[str, Any] | None) -> str:
     if archived is None or not archived["name"]:
         return "It was not archived."
     return f"If it was committed, it is in the archive {archived['name']} in {archived['place']}."
+
+
+def _unique(unique: dict[str, Any], says: str, command: str | None, *, dead: bool) -> tuple[str, str | None]:
+    """What the key of an actor's unique message says about it, and others."""
+    if unique["pending"] and not unique["own"]:
+        other = f"Intent {unique['id']} has the same unique key and is pending"
+        return f"{says} {other}{': it is retried when that is done' if dead else ''}.", f"outbox why {unique['id']}"
+    if unique["pending"]:
+        return f"{says} It has a unique key: while it is pending, no other message of that is sent.", command
+    if unique["own"] and unique["taken"]:
+        return (
+            f"{says} No other message of its unique key is sent until {unique['until']:%Y-%m-%d %H:%M:%S %Z}.",
+            command,
+        )
+    return says, command
 
 
 def _unparked(

@@ -34,6 +34,7 @@ COMMANDS = {
     "adopt": "outbox.cli.adopt",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
+    "cron": "outbox.cli.cron",
 }
 
 
