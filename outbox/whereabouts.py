@@ -17,6 +17,7 @@ from outbox import audit, decision, sql
 from outbox.errors import NotReady
 from outbox.lane import owner_of
 from outbox.parked import Reason
+from outbox.plural import counted
 from outbox.span import seconds
 
 COUNT_LIMIT = 10_000
@@ -145,9 +146,10 @@ def _unparked(
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:
         return _unticked(intent)
-    before = f"{COUNT_LIMIT:,} or more" if lane["before"] >= COUNT_LIMIT else f"{lane['before']:,}"
+    some = counted(lane["before"], "intent", then=(" is", " are"))
+    before = f"{COUNT_LIMIT:,} or more intents are" if lane["before"] >= COUNT_LIMIT else some
     says, command = _drained(lane)
-    return "behind", f"Lane {_name(lane)} has not come to it: {before} intents are before it. {says}", command
+    return "behind", f"Lane {_name(lane)} has not come to it: {before} before it. {says}", command
 
 
 def _unticked(intent: dict[str, Any]) -> tuple[State, str, str | None]:
@@ -166,14 +168,14 @@ def _applied(lane: dict[str, Any], receipt: dict[str, Any] | None) -> str:
         return says
     if "heuristic" in receipt["evidence"]:
         return f"{says} That its effect happened is what an operator decided."
-    return f"{says} Its receipt is {receipt['state']}, after {receipt['attempts']} attempts."
+    return f"{says} Its receipt is {receipt['state']}, after {counted(receipt['attempts'], 'attempt')}."
 
 
 def _parked(
     parked: dict[str, Any], lane: dict[str, Any] | None, head: dict[str, Any] | None, trail: list[dict[str, Any]]
 ) -> tuple[str, str | None]:
     error = f" ({parked['error']})" if parked["error"] else ""
-    tries = f"tried {parked['attempts']} times"
+    tries = f"tried {counted(parked['attempts'], 'time')}"
     retry, resolve = f"outbox parked retry {parked['id']}", f"outbox parked resolve {parked['id']} --sent"
     command: str | None = None
     if parked["reason"] == "running":

@@ -118,7 +118,7 @@ def test_why_behind_says_how_far_and_who_drains(bench: Bench, reader: psycopg.Co
     worker.step()
     found = why(reader, ids[3])
     assert found.state == "behind"
-    assert "1 intents are before it" in found.says
+    assert "1 intent is before it" in found.says
     assert "drains it (epoch 1)" in found.says
     assert why(reader, ids[1]).state == "applied"
     worker.lane.show(bench.conn, "waiting", "the disk is full")
@@ -155,7 +155,7 @@ def test_why_applied_says_when_and_with_which_receipt(bench: Bench, reader: psyc
     found = why(reader, number)
     assert (found.state, found.command) == ("applied", None)
     assert "lane sink/0 has passed it" in found.says
-    assert "Its receipt is closed, after 1 attempts" in found.says
+    assert "Its receipt is closed, after 1 attempt." in found.says
     assert found.lane is not None
     assert found.lane["passed_at"] is not None
 

@@ -22,6 +22,7 @@ from outbox.cli.word import identity
 from outbox.database import connect
 from outbox.errors import NotReady
 from outbox.operation import Operation
+from outbox.plural import counted
 from outbox.replay import plan
 from outbox.replay.choice import Choice, Parked
 from outbox.replay.course import KIND, Course, Step, begin
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             planned = plan.make(conn, choice, chosen, rate=args.rate, store=store, endpoint=endpoint)
             if args.dry_run or not planned.intents:
                 return _only_planned(args, planned, store)
-            question = f"Repeat {planned.intents:,} intents?"
+            question = f"Repeat {counted(planned.intents, 'intent')}?"
             if not course.agreed(_picture(planned, store), question, yes=args.yes):
                 return 1
             found = begin(conn, choice, chosen, planned.intents)
@@ -151,7 +152,8 @@ def _picture(planned: plan.Plan, store: Store | None) -> str:
         return f"{text}\n\nNothing is to be repeated."
     speeds = [f"{name} {'not measured' if r is None else f'{r:,.0f}/s'}" for name, r in planned.rates.items()]
     took = "for an unknown time" if planned.seconds is None else f"for about {seconds(planned.seconds)}"
-    return f"{text}\n\n{planned.intents:,} intents are repeated, {took} ({', '.join(speeds)})."
+    what = counted(planned.intents, "intent", then=(" is", " are"))
+    return f"{text}\n\n{what} repeated, {took} ({', '.join(speeds)})."
 
 
 def _carry_out(
@@ -172,11 +174,11 @@ def _carry_out(
         shown = {"operation": found.id, **result, "parked": parked}
         print(json.dumps(shown if planned is None else {"plan": planned.document(), **shown}, indent=2))
         return 0
-    print(f"{result['again']:,} intents repeated (operation {found.id}).")
+    print(f"{counted(result['again'], 'intent')} repeated (operation {found.id}).")
     for why, count in sorted(result["left_out"].items()):
         print(f"{count:,} {plan.LEFT_OUT.get(why, _LATE.get(why, why))}.", file=sys.stderr)
     if parked:
-        print(f"{parked:,} of them are parked: outbox parked list.", file=sys.stderr)
+        print(f"{parked:,} of them {'is' if parked == 1 else 'are'} parked: outbox parked list.", file=sys.stderr)
     return 0
 
 
