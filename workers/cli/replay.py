@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
@@ -39,8 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", metavar="KEY", help="of this key")
     parser.add_argument("--key-prefix", metavar="TEXT", help="of keys that begin so")
     parser.add_argument("--model", metavar="NAME", help="of keys NAME/…, which is how rows of a model are keyed")
-    parser.add_argument("--from", dest="begin", metavar="TIME", type=moment, help="written then or later")
-    parser.add_argument("--to", dest="end", metavar="TIME", type=moment, help="written before")
+    parser.add_argument(
+        "--from",
+        dest="begin",
+        metavar="TIME",
+        type=moment,
+        help="written then (UTC without a zone) or later; or so long ago, as 2h",
+    )
+    parser.add_argument("--to", dest="end", metavar="TIME", type=moment, help="written before; as --from")
     parser.add_argument("--after-tick", metavar="N", type=identity, help="that this tick does not show yet")
     parser.add_argument("--upto-tick", metavar="N", type=identity, help="that this tick shows")
     parser.add_argument("--saga", metavar="ID", type=UUID, help="written by this saga")
@@ -58,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def moment(text: str) -> datetime:
+def moment(text: str) -> datetime | timedelta:
     """`2026-11-30`, `2026-11-30T14:05`, with a zone or in UTC; or a span ago, such as `2h`."""
     try:
         found = datetime.fromisoformat(text)
@@ -69,8 +75,7 @@ def moment(text: str) -> datetime:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a time: write it like 2026-11-30T14:05+01:00, or like 2h for two hours ago"
             ) from None
-        # Whole seconds: the same words, given again soon, are then most likely the same request.
-        return datetime.fromtimestamp(int(datetime.now(UTC).timestamp() - ago), UTC)
+        return timedelta(seconds=ago)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
@@ -111,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choice(args: argparse.Namespace) -> Choice:
+    if "" in (args.key, args.key_prefix, args.model):
+        args.usage_error("no key is empty: leave the option out to choose all of them")
     if sum(value is not None for value in (args.key, args.key_prefix, args.model)) > 1:
         args.usage_error("give one of --key, --key-prefix and --model")
     given = (args.after_tick, args.upto_tick, args.parked or None)
