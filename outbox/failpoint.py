@@ -69,6 +69,10 @@ NAMES = (
     "actor.recorded",
     "actor.claimed",
     "actor.released",
+    # The relay: steps of sagas are noted, messages handed on, outcomes heard.
+    "relay.noted",
+    "relay.confirmed",
+    "relay.heard",
     # What is parked.
     "parked.taken",
     "parked.returned",

@@ -8,5 +8,6 @@ dramatiq.set_broker(broker)
 """
 
 from outbox.actor.broker import OutboxBroker
+from outbox.actor.outcomes import Outcomes
 
-__all__ = ["OutboxBroker"]
+__all__ = ["OutboxBroker", "Outcomes"]
