@@ -75,6 +75,10 @@ NAMES = (
     "cron.declared",
     "cron.sending",
     "cron.sent",
+    # The relay: steps of sagas are noted, messages handed on, outcomes heard.
+    "relay.noted",
+    "relay.confirmed",
+    "relay.heard",
     # What is parked.
     "parked.taken",
     "parked.returned",

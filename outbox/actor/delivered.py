@@ -87,14 +87,18 @@ class Delivered(MessageProxy):
     @property
     def failure(self) -> str:
         """What went wrong, by kind and place; never the text, which may quote arguments."""
-        error = self._exception
-        if error is None:
-            return "it was rejected"
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-        return f"{self._message.actor_name} raised {type(error).__name__}{where}"
+        return failure_of(self._message.actor_name, self._exception)
+
+
+def failure_of(actor: str, error: BaseException | None) -> str:
+    """What went wrong in an actor, by kind and place."""
+    if error is None:
+        return "it was rejected"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return f"{actor} raised {type(error).__name__}{where}"
 
 
 def _always() -> bool:
