@@ -101,9 +101,7 @@ def test_relay_i7_saga_hears_when_the_far_actor_is_done_and_not_before(
     assert "secret" not in (error or "")
 
 
-def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(
-    relaying: Relaying, broker_url: str
-) -> None:
+def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(relaying: Relaying, broker_url: str) -> None:
     # Given an actor that fails there for good
     relaying.far(broker_url, BROKER)
     relaying.relay(broker_url)
