@@ -11,7 +11,7 @@
 * A delay is a time in the log, and nothing waits in a worker's memory.
 * Workers are dramatiq's own (`dramatiq module`); what they do with the log is in `workers.actor`.
 * `with broker.transaction() as session:` in an actor acknowledges the message in that transaction: what the actor
-  writes there is written once.
+  writes there is written once. In an async actor: `async with broker.atransaction() as session:`.
 
 Raises dramatiq's errors: `QueueNotFound`, `QueueJoinTimeout`, `ConnectionFailed`, `ConnectionClosed`; and ours for
 messages that don't fit the log (`PayloadTooLarge`, `PayloadInvalid`).
@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
@@ -38,12 +38,14 @@ from outbox.actor import queue, turn
 from outbox.actor.delivered import Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
-from outbox.errors import Fenced, NotReady
+from outbox.actor.transaction import atransaction, transaction
+from outbox.errors import NotReady
 from outbox.log import append_one
 from outbox.saga.run import Action
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
     from outbox.session import Outbox
@@ -225,39 +227,20 @@ class OutboxBroker(dramatiq.Broker):
         finally:
             _USED.reset(token)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self) -> AbstractContextManager[Session]:
         """In an actor: a new session, whose commit at the end of the block acknowledges the message.
 
         What is written in it is written once, however often the message is delivered. Whatever the actor does after
         the block is done at most once. Raises `Fenced`, and rolls back, when the message is in other hands by now.
         """
-        message = _MESSAGE.get()
-        if message is None:
-            raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
-        if self.outbox is None or not callable(self.outbox.sessions):
-            raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
-        with self.outbox.sessions() as session, session.begin(), self.using(session):
-            yield session
-            session.flush()
-            message.in_transaction = True
-            self._acknowledge(session, message)
-        message.done = True
+        return transaction(self, _MESSAGE.get())
 
-    @staticmethod
-    def _acknowledge(session: Session, message: Delivered) -> None:
-        import psycopg  # noqa: PLC0415
-        import sqlalchemy as sa  # noqa: PLC0415
+    def atransaction(self, sessions: Any = None) -> AbstractAsyncContextManager[AsyncSession]:
+        """The same in an async actor: `async with broker.atransaction() as session`.
 
-        try:
-            session.execute(
-                sa.text("select outbox.actor_done(:id, :target, :lane, :epoch, cast(:holder as uuid))"),
-                {"id": message.id, **message.hold._asdict()},
-            )
-        except sa.exc.DBAPIError as error:
-            if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":
-                raise Fenced("the message is in other hands by now: nothing was written") from None
-            raise
+        `sessions`: an `async_sessionmaker` that the broker's outbox is attached to; by default that outbox's own.
+        """
+        return atransaction(self, _MESSAGE.get(), sessions)
 
     # --------------------------------------------------------------------------------------- consuming
 

@@ -1,6 +1,7 @@
 -- Purpose: take parked messages in hand whose time has come. Each is counted as tried, and as one more death, before it
 --   is tried; recording the outcome takes the death back. One whose turn it isn't (outbox.turns) waits for that, and
---   comes back as its id alone. `busy`: how many of each key are in this owner's hands without rows of their own.
+--   comes back as its id only. `busy`: how many of each key are in this owner's hands without rows of their own.
+--   `alone`: nothing else is in hand of this process.
 -- Locks: the rows returned; the lanes' rows (share). Tables: outbox.parked (update), outbox.lane (lock), outbox.log,
 --   outbox.receipt, outbox.saga_void (read). Called by: workers.actor.retries.
 with fence as (
@@ -39,7 +40,7 @@ with fence as (
 ), taken as (
   update outbox.parked p
      set reason = 'running', holder = %(holder)s, trying = null, retry_at = null, attempts = p.attempts + 1,
-         deaths = p.deaths + 1
+         deaths = p.deaths + 1, alone = %(alone)s
     from judged j where p.id = j.id and j.turn
   returning p.id, p.attempts, p.deaths
 )

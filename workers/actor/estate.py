@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from uuid import UUID
 
@@ -144,9 +144,39 @@ class Estate:
             for seat in lanes:
                 if len(ours) < due and (seat.target, seat.lane) not in self._holdings:
                     ours += self._claim(conn, seat, channel)
+            if not channel.is_open:
+                self.return_parked(channel)
         if self._holdings:
             retries.orphans(conn, self.holdings)
+        self.recover(conn)
         return True
+
+    def return_parked(self, channel: Channel) -> None:
+        """What nobody has begun, and has rows of its own, goes back with the next write."""
+        for message in channel.withdraw():
+            self.out.pop(message.id, None)
+            self._ledger.settle(Settled(message, Said.BACK), self.source(message))
+
+    def recover(self, conn: Connection) -> None:
+        """Agree with the database about messages with rows of their own: the answer to a statement may never have come.
+
+        Those that it has as ours, and we don't, go back to it; those that we have and it doesn't are dropped, if nobody
+        has begun them: another consumer has them.
+        """
+        own = [m for m in self.out.values() if m.hold.holder is not None]
+        ours = retries.recover(conn, self._owner, sorted(self._channels), self.out.keys() | self._ledger.rows)
+        self._set_aside([m for m in self.out.values() if m.hold.holder is None and m.id in ours])
+        if gone := {m.id for m in own} - ours:
+            for channel in self._channels.values():
+                for message in channel.drop(gone):
+                    self.out.pop(message.id, None)
+
+    def _set_aside(self, messages: Sequence[Delivered]) -> None:
+        """They have rows of their own now, and are ours whoever has their lane."""
+        for message in messages:
+            message.hold = Hold(message.hold.target, message.hold.lane, 0, self._owner)
+            message.attempts = message.deaths = 1
+            message.mine = self._keeper.attends
 
     def look_around(self, conn: Connection) -> bool:
         """Give those their turn who wait behind nothing any more. → whether there was one."""
@@ -187,24 +217,25 @@ class Estate:
 
     def give_back(self, conn: Connection, holding: Holding) -> None:
         """Release a lane. What is running gets rows of its own, and the rest is left open for the next owner."""
-        lane = holding.lane
-        self._withdraw(holding)
         for lost_one in self._ledger.write(conn, self.holdings):
             self.lose(lost_one)
         if holding.lost:
             return
-        running = [m for m in self.out.values() if m.mine == holding.mine]
+        unbegun = holding.channel.withdraw(holding.lane.lane)
+        waiting = {message.id for message in unbegun}
+        running = [m for m in self.out.values() if m.mine == holding.mine and m.id not in waiting]
         try:
-            aside = self._ledger.release(conn, holding, running)
+            self._set_aside(self._ledger.release(conn, holding, running))
         except Fenced as error:
             logger.warning("%s", error)
-            aside = []
-        for message in aside:
-            message.hold = Hold(lane.target, lane.lane, 0, self._owner)
-            message.attempts = message.deaths = 1
-            message.mine = self._keeper.attends
+        except BaseException:
+            # It is ours as before, perhaps for long.
+            holding.channel.put(unbegun)
+            raise
+        for number in waiting:
+            self.out.pop(number, None)
         self.lose(holding)
-        logger.info("%s: given back", lane)
+        logger.info("%s: given back", holding.lane)
 
     def lose(self, holding: Holding) -> None:
         """The lane is another's, or nobody's: its messages are not ours any more."""

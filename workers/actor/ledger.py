@@ -10,7 +10,7 @@ every part of it can be repeated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -79,7 +79,7 @@ class Ledger:
         """Take down what became of a message. `holding`: the lane that it came from, or None if that is lost, or if it
         has a row of its own."""
         message = one.message
-        if message.stale or (one.said is Said.BACK and holding is not None):
+        if one.said is Said.BACK and holding is not None:
             return  # what was not begun stays open, for the next owner
         parking = self._parking(one)
         kept = parking if message.of_saga is False or one.said is not Said.DEAD else None  # else its saga's affair
@@ -152,6 +152,11 @@ class Ledger:
         self._forget.add(number)
         if not told:
             self._told[number] = Report(number, "void")
+
+    @property
+    def rows(self) -> set[int]:
+        """Messages with rows of their own of which something is to be written."""
+        return {row.id for row in self._rows}
 
     # --------------------------------------------------------------------------------------- writing
 
@@ -238,12 +243,12 @@ class Ledger:
         What nobody has begun stays open, for the next owner. Raises `Fenced`.
         """
         lane = holding.lane
+        rest = holding.open.difference(message.id for message in running)
         with conn.transaction():
             # Holds the lane against actors that are just acknowledging, too.
             done = self._closed(conn, {(lane.target, lane.lane)}, [message.id for message in running])
             aside = [message for message in running if message.id not in done]
-            holding.open.difference_update(message.id for message in running)
-            if not _positions(conn, [holding]):
+            if not _positions(conn, [holding], rest):
                 raise Fenced(f"lane {lane} has a new owner (this one's epoch was {lane.epoch}): it stops")
             if aside:
                 conn.execute(sql.load("actor_aside"), {"ids": [m.id for m in aside], "holder": self._holder})
@@ -264,8 +269,8 @@ class Ledger:
         return {row[0] for row in rows}
 
 
-def _positions(conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
-    """Append positions. → those whose epoch is current."""
+def _positions(conn: Connection, holdings: Sequence[Holding], opens: Collection[int] | None = None) -> set[Holding]:
+    """Append positions, of one lane with these `opens`. → those whose epoch is current."""
     if not holdings:
         return set()
     rows = conn.execute(
@@ -277,7 +282,7 @@ def _positions(conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
             "ticks": [h.position.tick for h in holdings],
             "uptos": [h.position.upto for h in holdings],
             "afters": [h.position.after for h in holdings],
-            "opens": ["{" + ",".join(map(str, sorted(h.open))) + "}" for h in holdings],
+            "opens": ["{" + ",".join(map(str, sorted(h.open if opens is None else opens))) + "}" for h in holdings],
         },
     ).fetchall()
     found = {(row[0], row[1]) for row in rows}

@@ -1,12 +1,12 @@
 """Retries: messages that are parked until their time comes, taken in hand again.
 
-Also those that were in hand when their worker died. Each of them may have killed it: they are tried a few at a time,
-then one at a time, and given up after three deaths.
+Also those that were in hand when their worker died. Each of them may have killed it: after one death they are tried a
+few at a time, among others; after two, alone (`workers.actor.quarantine`). Who is alone then is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -22,12 +22,15 @@ EVERY = 0.1
 """Seconds between looks at what is due."""
 
 DEATHS = 3
-"""A message that was in hand so often when its worker died is parked."""
+"""A message that was in hand so often when its worker died is given up, if it was alone the last time."""
+
+DEATHS_MOST = 10
+"""… and in any case after so many: where something long runs, nothing is ever alone."""
 
 SUSPECTS = 4
-"""Messages that were in hand once when their worker died are tried so many at a time; after two deaths, one."""
+"""Messages that were in hand once when their worker died are tried so many at a time."""
 
-_DEADLY = f"was in hand {DEATHS} times when its worker died"
+_DEADLY = f"was in hand when its worker died: {DEATHS} times, and alone at last, or {DEATHS_MOST} times"
 
 
 class Taken(NamedTuple):
@@ -42,10 +45,22 @@ class Taken(NamedTuple):
     options: dict[str, Any] | None
 
 
-def ready(conn: Connection, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Queues of which something is due → the least and the greatest number of deaths of it."""
-    rows = conn.execute(sql.load("actor_ready"), {"targets": list(targets)})
-    return {target: (least, most) for target, least, most in rows}
+class Due(NamedTuple):
+    """What is due of one queue, in our lanes."""
+
+    target: str
+    #: Whether there are messages that were never in hand when a worker died, or were once, or oftener.
+    plain: bool
+    once: bool
+    often: bool
+    #: Whether there are some to be given up.
+    hopeless: bool
+
+
+def ready(conn: Connection, holdings: Sequence[Holding]) -> list[Due]:
+    """The queues of which something is due."""
+    rows = conn.execute(sql.load("actor_ready"), {**_lanes(holdings), "most": DEATHS_MOST, "alone": DEATHS})
+    return [Due(*row) for row in rows]
 
 
 class Look(NamedTuple):
@@ -57,25 +72,16 @@ class Look(NamedTuple):
 
 
 def take(
-    conn: Connection, holder: UUID, holdings: Sequence[Holding], *, limit: int, suspects: int, deaths: tuple[int, int]
+    conn: Connection,
+    holder: UUID,
+    holdings: Sequence[Holding],
+    *,
+    limit: int,
+    deaths: tuple[int, int] = (0, 0),
+    alone: bool = False,
 ) -> Look:
-    """Those of one queue whose time has come, of our lanes: durably ours when this returns. `suspects`: how many are in
-    hand already that were there when a worker died."""
-    least, most = deaths
-    if most >= DEATHS:
-        _give_up(conn, holdings)
-    look = _take(conn, holder, holdings, (0, 0), limit) if least == 0 else Look([], more=False)
-    limit -= len(look.taken)
-    # However many others are due: a suspect may be the first of its key.
-    if most > 0 and suspects < SUSPECTS:
-        look = _both(look, _take(conn, holder, holdings, (1, 1), min(limit, SUSPECTS - suspects)))
-    if most > 1 and not suspects and not any(one.deaths > 1 for one in look.taken):
-        # One after two deaths is tried when no other suspect is.
-        look = _both(look, _take(conn, holder, holdings, (2, DEATHS - 1), min(limit, 1)))
-    return look
-
-
-def _take(conn: Connection, holder: UUID, holdings: Sequence[Holding], bounds: tuple[int, int], limit: int) -> Look:
+    """Those of one queue whose time has come, of our lanes: durably ours when this returns. `deaths`: the least and the
+    most that they have had. `alone`: nothing else is in hand."""
     if limit <= 0:
         return Look([], more=False)
     busy = {key: count for holding in holdings for key, count in holding.line.counts.items()}
@@ -85,9 +91,10 @@ def _take(conn: Connection, holder: UUID, holdings: Sequence[Holding], bounds: t
             **_lanes(holdings),
             "target": holdings[0].lane.target,
             "holder": holder,
-            "least": bounds[0],
-            "most": bounds[1],
+            "least": deaths[0],
+            "most": deaths[1],
             "limit": limit,
+            "alone": alone,
             "busy": list(busy),
             "counts": list(busy.values()),
         },
@@ -97,19 +104,28 @@ def _take(conn: Connection, holder: UUID, holdings: Sequence[Holding], bounds: t
     return Look([Taken(Intent._make(row[:8]), *row[8:]) for row in rows if row[8] is not None], more=bool(rows))
 
 
-def _both(one: Look, other: Look) -> Look:
-    return Look(one.taken + other.taken, one.more or other.more)
-
-
 def orphans(conn: Connection, holdings: Sequence[Holding]) -> None:
     """What is in the hands of a consumer that is gone is due at once, in our lanes."""
     conn.execute(sql.load("actor_orphans"), _lanes(holdings))
 
 
-def _give_up(conn: Connection, holdings: Sequence[Holding]) -> None:
+def accompany(conn: Connection, holder: UUID, number: int) -> None:
+    """A message is alone no longer."""
+    conn.execute(sql.load("actor_accompany"), {"id": number, "holder": holder})
+
+
+def recover(conn: Connection, holder: UUID, targets: Sequence[str], known: Collection[int]) -> set[int]:
+    """Give back what is in our hands as the database has it, and not as we know it. → the rest."""
+    rows = conn.execute(sql.load("actor_recover"), {"targets": list(targets), "holder": holder, "known": list(known)})
+    return {row[0] for row in rows}
+
+
+def give_up(conn: Connection, holdings: Sequence[Holding]) -> None:
+    """Park those for good that have killed their workers, as far as anybody can know."""
     with conn.transaction():
         rows = conn.execute(
-            sql.load("actor_deadly"), {**_lanes(holdings), "deaths": DEATHS, "error": _DEADLY}
+            sql.load("actor_deadly"),
+            {**_lanes(holdings), "most": DEATHS_MOST, "alone": DEATHS, "error": _DEADLY},
         ).fetchall()
         # Nobody knows whether they got through: their sagas see to it.
         steps = [number for number, of_saga in rows if of_saga]
