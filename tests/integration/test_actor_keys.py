@@ -64,8 +64,7 @@ def test_actor_i10_limit_is_kept_by_all_workers_and_others_go_on_when_many_wait(
     # Given two workers with eight threads, in a queue of one lane, and many messages of a key of which two may run
     company, second = stage.another(lanes=1), stage.another()
     for n in range(150):
-        options = {"concurrency_key": "host", "concurrency": 2}
-        company.waits.send_with_options(args=(f"w{n}", "gate"), **options)
+        company.waits.send_with_options(args=(f"w{n}", "gate"), concurrency_key="host", concurrency=2)
     stage.work(company)
     stage.work(second)
     # When the two have begun, and others are sent behind all that wait
