@@ -26,7 +26,7 @@ from outbox.errors import IntentRefused
 def test_actor_options_are_refused_when_the_actor_is_declared(options: dict[str, Any], error: str) -> None:
     broker = OutboxBroker()
     with pytest.raises(IntentRefused, match=error):
-        dramatiq.actor(lambda: None, broker=broker, actor_name="x", **options)
+        dramatiq.actor(broker=broker, actor_name="x", **options)(lambda: None)
     assert broker.actors == {}
 
 
@@ -48,7 +48,7 @@ def test_actor_message_has_the_turn_that_its_options_say(
     declared: dict[str, Any], sent: dict[str, object], action: str, key: str | None
 ) -> None:
     broker = OutboxBroker()
-    actor = dramatiq.actor(lambda number: None, broker=broker, actor_name="x", **declared)
+    actor = dramatiq.actor(broker=broker, actor_name="x", **declared)(lambda number: None)
     message = actor.message_with_options(args=(7,), **sent)
     intent = intent_of(message, turn=turn_of(message, actor))
     assert (intent.action, intent.key) == (action, key or message.message_id)
