@@ -2,25 +2,109 @@
 
 from __future__ import annotations
 
-import dramatiq
+import signal
+
 import pytest
 
+from outbox.decision import decide
 from outbox.errors import IntentRefused
 from tests.fixtures.actors import Stage
 from tests.fixtures.site import until
 
+RUNS = "select array_agg(name order by seq) from effect where name ~ %s"
+BLOCKED = "select count(*) from outbox.parked where reason = 'blocked'"
 
-def test_actor_i4_messages_of_a_key_run_in_order_and_one_at_a_time(stage: Stage) -> None:
-    company, ran = stage.company, []
 
-    @dramatiq.actor(broker=company.broker, ordering_key=lambda key, _n: key)
-    def step(key: str, n: int) -> None:
-        ran.append((key, n))
-
-    for n in range(10):
-        for key in "abc":
-            step.send(key, n)
+def test_actor_i4_key_runs_in_order_and_others_go_on_when_one_fails_or_takes_long(stage: Stage) -> None:
+    # Given messages of two keys: the first of one fails at first, the first of the other runs until the gate is open
+    company = stage.company
     stage.work()
+    company.flaky.send_with_options(args=("a0",), ordering_key="a")
+    company.waits.send_with_options(args=("b0", "gate"), ordering_key="b")
+    for n in range(1, 4):
+        for key in "ab":
+            company.note.send_with_options(args=(f"{key}{n}",), ordering_key=key)
+    # When the first key has gone on after the failure, in order
+    until(lambda: stage.one(RUNS, "^a") == ["a0", "a0", "a1", "a2", "a3"], "the first key is done, in order")
+    # Then nothing of the other one has begun but its first, and the rest is shown as waiting for that
+    until(lambda: [reason for reason, _, _ in stage.parked()] == ["blocked"] * 3, "the rest of the other key waits")
+    assert stage.one(RUNS, "^b") == ["b0"]
+    stage.open_gate("gate")
     stage.drained()
-    for key in "abc":
-        assert [n for k, n in ran if k == key] == list(range(10))
+    assert stage.one(RUNS, "^b") == ["b0", "b1", "b2", "b3"]
+    assert stage.parked() == []
+
+
+def test_actor_i4_key_waits_behind_a_dead_letter_until_an_operator_decides(stage: Stage) -> None:
+    # Given a message of a key that is given up, with others behind it, and a delayed one that nobody waits for
+    company = stage.company
+    for name, late in (("late", 24 * 3600 * 1000), ("a1", None), ("a2", None)):
+        if name == "a1":
+            company.fails.send_with_options(args=("a0",), ordering_key="a")
+        company.note.send_with_options(args=(name,), ordering_key="a", delay=late)
+    stage.work()
+    reasons = "select array_agg(reason order by id) from outbox.parked"
+    until(lambda: stage.one(reasons) == ["due", "poison", "blocked", "blocked"], "they wait behind it")
+    # When the delayed one's time comes, it is the first in the log, and runs
+    stage.admin.execute("update outbox.parked set retry_at = now() where reason = 'due'")
+    until(lambda: stage.runs("late") == 1, "it runs")
+    # And the queue is as done as it gets without an operator
+    stage.drained()
+    assert stage.one(RUNS, "^a[12]") is None
+    # Who skips the dead one
+    dead = stage.one("select id from outbox.parked where reason = 'poison'")
+    assert [one.refused for one in decide(stage.admin, "skip", [dead])] == [None]
+    stage.drained()
+    # Then the others run
+    until(lambda: stage.one(RUNS, "^a[12]") == ["a1", "a2"], "the others run, in order")
+    assert [reason for reason, _, _ in stage.parked()] == ["skipped"]
+
+
+def test_actor_i10_limit_is_kept_by_all_workers_and_others_go_on_when_many_wait(stage: Stage) -> None:
+    # Given two workers with eight threads, in a queue of one lane, and many messages of a key of which two may run
+    company, second = stage.another(lanes=1), stage.another()
+    for n in range(150):
+        company.waits.send_with_options(args=(f"w{n}", "gate"), concurrency_key="host", concurrency=2)
+    stage.work(company)
+    stage.work(second)
+    # When the two have begun, and others are sent behind all that wait
+    until(lambda: stage.one("select count(*) from effect") == 2, "two have begun")
+    for n in range(20):
+        company.note.send(f"n{n}")
+    # Then the others are done, and what waits is in nobody's memory
+    until(lambda: stage.one("select count(*) from effect where name ~ '^n'") == 20, "the others are done")
+    until(lambda: stage.one(BLOCKED) == 148, "all the rest is parked")
+    assert stage.one("select max(cardinality(open)) from outbox.position") <= 30
+    assert stage.one("select count(*) from effect where name ~ '^w'") == 2
+    # When the queue is flushed, nobody is in the way of the key any more
+    company.broker.flush("default")
+    assert stage.parked() == []
+    company.note.send_with_options(args=("after",), concurrency_key="host", concurrency=2)
+    until(lambda: stage.runs("after") == 1, "a new one runs")
+
+
+def test_actor_i4_next_of_a_key_waits_for_another_process_when_its_lane_has_gone_elsewhere(stage: Stage) -> None:
+    # Given a worker that runs the first message of a key, with one of it behind
+    company = stage.company
+    company.waits.send_with_options(args=("a0", "gate"), ordering_key="a")
+    company.note.send_with_options(args=("a1",), ordering_key="a")
+    first = stage.start(OUTBOX_TTL="120")
+    until(lambda: stage.runs("a0") == 1 and stage.one(BLOCKED) == 1, "it runs, and the other waits")
+    # When it is told to end, and another one has all lanes
+    first.send_signal(signal.SIGTERM)
+    stage.start(OUTBOX_TTL="120")
+    for n in range(20):
+        company.note.send(f"n{n}")
+    until(lambda: stage.one("select count(*) from effect where name ~ '^n'") == 20, "the other one works in all lanes")
+    # Then the next of the key waits for the first process
+    assert (stage.one(RUNS, "^a"), stage.one(BLOCKED)) == (["a0"], 1)
+    stage.open_gate("gate")
+    stage.drained()
+    assert stage.one(RUNS, "^a") == ["a0", "a1"]
+    assert stage.one("select count(distinct pid) from effect where name ~ '^a'") == 2
+
+
+@pytest.mark.parametrize("key", ["", 7, "x" * 600])
+def test_actor_message_is_refused_when_its_key_is_none(stage: Stage, key: object) -> None:
+    with pytest.raises(IntentRefused):
+        stage.company.note.send_with_options(args=("x",), ordering_key=key)
