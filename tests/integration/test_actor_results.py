@@ -135,7 +135,8 @@ def test_results_are_refused_when_they_would_be_pickled(stage: Stage) -> None:
 
 def test_results_i3_result_is_rolled_back_with_the_actors_transaction_when_that_fails(stage: Stage) -> None:
     # Given an actor that fails in its transaction the first time
-    company, seen = stage.company, []
+    company = stage.company
+    seen: list[Any] = []
 
     @dramatiq.actor(broker=company.broker, store_results=True, min_backoff=50, max_backoff=50)
     def tries() -> str:
@@ -259,8 +260,11 @@ def test_results_waiting_goes_on_when_the_connection_is_lost(stage: Stage) -> No
         target=lambda: found.append(stage.company.results.get_result(message, block=True, timeout=WAIT))
     )
     thread.start()
-    listening = "select pid from pg_stat_activity where query like 'select value from outbox.result%%' and datname = %s"
-    pid = until(partial(stage.one, listening, stage.admin.info.dbname), "it waits")
+    waiting = (
+        "select pid from pg_stat_activity "
+        "where query like '%%from outbox.result where key%%' and datname = %s and pid <> pg_backend_pid()"
+    )
+    pid = until(partial(stage.one, waiting, stage.admin.info.dbname), "it waits")
     # When his connection is cut, and the result is stored after that
     stage.admin.execute("select pg_terminate_backend(%s)", (pid,))
     stage.company.results.store_result(message, "there", 60_000)
