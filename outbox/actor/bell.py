@@ -27,6 +27,11 @@ POLL = (0.005, 0.25)
 _Found = TypeVar("_Found")
 
 
+def channel(key: str) -> str:
+    """What is rung when something is written under this key: one of 256."""
+    return f"outbox_bell_{md5(key.encode(), usedforsecurity=False).hexdigest()[:2]}"
+
+
 def wait(conn: Connection, key: str, look: Callable[[], _Found | None], timeout: float | None) -> _Found | None:
     """What `look` finds, as soon as it does. → None after `timeout` seconds without. None: there is no end to it."""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -35,9 +40,7 @@ def wait(conn: Connection, key: str, look: Callable[[], _Found | None], timeout:
         return found
     if conn.pooled:
         return _poll(look, deadline)
-    conn.execute(
-        SQL("listen {}").format(Identifier(f"outbox_bell_{md5(key.encode(), usedforsecurity=False).hexdigest()[:2]}"))
-    )
+    conn.execute(SQL("listen {}").format(Identifier(channel(key))))
     # What was written before that is there by now; what comes later rings.
     while (found := look()) is None and (left := _left(deadline)) > 0:
         for _ in conn.notifies(timeout=min(left, LOOK_EVERY), stop_after=1):

@@ -4,9 +4,8 @@
 with gone as (
   delete from outbox.result r
    using (select key from outbox.result
-           where expires_at <= outbox.now() and expires_at >= %(after)s order by expires_at limit %(limit)s
-             for update skip locked) as old
-   where r.key = old.key
+           where expires_at <= outbox.now() and expires_at >= %(after)s order by expires_at limit %(limit)s) as old
+   where r.key = old.key and r.expires_at <= outbox.now()
   returning r.expires_at
 )
 select max(expires_at), count(*) from gone
