@@ -17,7 +17,7 @@ import dramatiq
 import psycopg
 import pytest
 from dramatiq import Worker
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, MiddlewareError
 
 from outbox.actor import Cron
 from outbox.cli import main
