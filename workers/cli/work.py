@@ -36,12 +36,15 @@ RECEIPTS = "receipts"
 #: dramatiq's workers, which take the queues of actors.
 ACTORS = "actors"
 
+#: What sends the messages of actors' schedules, where no worker of actors runs.
+CRON = "cron"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help=", ".join([*TARGETS, RECEIPTS, ACTORS, "all", "or your own participant's name"]),
+        help=", ".join([*TARGETS, RECEIPTS, ACTORS, CRON, "all", "or your own participant's name"]),
     )
     parser.add_argument("--lane", metavar="N", type=int, help="drain this lane only, counted from 0 (default: all)")
     parser.add_argument(
@@ -54,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if args.target in ("all", "clock", RECEIPTS, ACTORS) and (args.lane is not None or args.participant):
+    if args.target in ("all", "clock", RECEIPTS, ACTORS, CRON) and (args.lane is not None or args.participant):
         raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
     if args.target == "all":
         return _all(args)
@@ -64,6 +67,13 @@ def run(args: argparse.Namespace) -> int:
         if args.until_idle:
             raise NotReady("actors are never idle: use --until-idle with a participant or with all")
         become_dramatiq(args.state, processes=args.processes, threads=args.threads)
+        return 0
+    if args.target == CRON:
+        from workers.cli.schedules import run_schedules  # noqa: PLC0415 - as below
+
+        if args.until_idle:
+            raise NotReady("schedules are never idle: use --until-idle with a participant or with all")
+        run_schedules(args.state, process.Stop().install())
         return 0
     settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
     stop = process.Stop().install()
