@@ -32,7 +32,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from outbox import driver, sql
+from outbox import sql
 from outbox.current import entered
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
@@ -188,7 +188,7 @@ class Outbox:
             session._autoflush()  # noqa: SLF001 - as every query does
             if session.info.get(_PENDING):
                 self._insert(session, session.connection())
-            return self._run(session, session.connection(), statement, parameters)[0]
+            return self._write(session, session.connection(), statement, parameters)[0]
         except sa.exc.MissingGreenlet:
             raise IntentRefused(
                 "this asks the database at once, and the session is an AsyncSession: "
@@ -198,14 +198,14 @@ class Outbox:
     def _insert(self, session: Session, connection: sa.Connection) -> None:
         intents = session.info.pop(_PENDING)
         if len(intents) == 1:
-            self._run(session, connection, sql.load("log_append_one"), append_one(intents[0]))
+            self._write(session, connection, sql.load("log_append_one"), append_one(intents[0]))
         else:
-            self._run(session, connection, sql.load("log_append"), append_parameters(intents))
+            self._write(session, connection, sql.load("log_append"), append_parameters(intents))
 
     @staticmethod
-    def _run(session: Session, connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
+    def _write(session: Session, connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
         try:
-            rows = driver.run(connection, statement, parameters)
+            rows = _run(connection, statement, parameters)
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -276,3 +276,35 @@ def late(target: str, timeout: float) -> WaitTimeout:
     return WaitTimeout(
         f"{target} has not reached the commit within {timeout:g} s: `outbox status` shows what it waits for"
     )
+
+
+def _run(connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
+    """The rows of a statement that writes intents. Raises SQLAlchemy's errors, without the parameters.
+
+    On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
+    with one intent takes a tenth less time.
+    """
+    driver: Any = connection.connection.driver_connection
+    try:
+        if isinstance(driver, psycopg.AsyncConnection):
+            return sa.util.await_only(_fetched(driver, statement, parameters))
+        return list(driver.execute(statement, parameters))
+    except psycopg.Error as error:
+        adapted: Any = connection.connection.dbapi_connection
+        lost = connection.dialect.is_disconnect(cast(Any, error), adapted, None)
+        if lost:
+            connection.invalidate(error)
+        raise sa.exc.DBAPIError.instance(
+            statement,
+            None,
+            error,
+            psycopg.Error,
+            hide_parameters=True,
+            connection_invalidated=lost,
+            dialect=connection.dialect,
+        ) from error
+
+
+async def _fetched(driver: psycopg.AsyncConnection[Any], statement: Any, parameters: Any) -> list[Any]:
+    cursor = await driver.execute(statement, parameters)
+    return await cursor.fetchall()

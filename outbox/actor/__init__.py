@@ -14,4 +14,4 @@ from outbox.actor.outcomes import Outcomes
 from outbox.actor.results import OutboxResults
 from outbox.actor.unique import Duplicate
 
-__all__ = ["Cron", "Duplicate", "Outcomes", "OutboxBroker", "OutboxLimits", "OutboxResults"]
+__all__ = ["Cron", "Duplicate", "OutboxBroker", "OutboxLimits", "OutboxResults", "Outcomes"]

@@ -102,7 +102,7 @@ def _next(row: dict[str, Any]) -> str | None:
         return None
     late = row["overdue"] or 0.0
     at = _local(row["next_at"], row["timezone"])
-    return f"{at} (overdue for {seconds(late)}: no worker looks)" if late > LATE else at
+    return f"{at} (overdue for {seconds(late)}: see the log of the workers)" if late > LATE else at
 
 
 def _local(at: datetime | None, zone: str) -> str | None:

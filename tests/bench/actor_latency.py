@@ -29,7 +29,6 @@ from tests.bench.latency import PATIENCE, PAUSE, WARM, percentile, process
 from tests.bench.rival import NotInstalled
 from tests.bench.site import Site
 
-
 QUEUES = 50
 """Queues more."""
 
