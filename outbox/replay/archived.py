@@ -39,6 +39,10 @@ def rows(
     begin, end = (None if chosen[name] is None else datetime.fromisoformat(chosen[name]) for name in ("begin", "end"))
     row = conn.execute("select log from outbox.identity").fetchone()
     found = archive.find(choice.archive, log=None if row is None else row[0], endpoint=endpoint)
+    if not found:
+        raise NotReady(
+            f"there is no archive of this log in {choice.archive}: name the place that OUTBOX_ARCHIVE named then"
+        )
     for one, two in pairwise(found):
         if two.first < one.until:
             raise NotReady(
