@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,22 @@ def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
         done = depot.run(*words)
         assert done.returncode == 1
         assert why in done.stderr, words
+    assert depot.states() == []
+
+
+def test_scrub_says_what_to_do_when_the_index_is_gone(depot: Depot) -> None:
+    depot.fill()
+    shutil.rmtree(depot.site.home / "index")
+    # Without a worker
+    done = depot.run("index")
+    assert (done.returncode, "start its worker" in done.stderr) == (1, True), done.stderr
+    # With one that doesn't know yet
+    claimed = (
+        "update outbox.lane set owner = gen_random_uuid(), lease_until = now() + interval '1 h' where target = 'index'"
+    )
+    depot.site.admin.execute(claimed)
+    done = depot.run("index")
+    assert (done.returncode, "restart the worker" in done.stderr) == (1, True), done.stderr
     assert depot.states() == []
 
 

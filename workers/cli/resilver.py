@@ -19,7 +19,7 @@ from workers.cli import course
 
 HELP = "build the index anew beside the old one and swap them, or go through the blob store"
 
-_COUNTS = ("whole", "missing", "damaged", "staged", "there", "copied", "lost")
+_COUNTS = ("whole", "missing", "damaged", "staged", "there", "copied", "deleted", "lost")
 """What is counted of blobs, in the order in which it is told."""
 
 SHARDS = 256
