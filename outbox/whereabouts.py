@@ -89,12 +89,13 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             found = decision.find(conn, decision.Choice(ids=[number]))
             receipt = cursor.execute(sql.load("whereabouts_receipt"), wanted).fetchone()
             head = cursor.execute(sql.load("whereabouts_head"), wanted).fetchone()
+            relayed = cursor.execute(sql.load("whereabouts_relayed"), wanted).fetchone()
     parked = found[0] if found else None
     state: State | Reason
     if parked is not None:
         state, (says, command) = parked["reason"], _parked(parked, lane, head, trail)
     else:
-        state, says, command = _unparked(intent, lane, receipt)
+        state, says, command = _unparked(intent, lane, receipt, relayed)
     clock = ("ticked", "clock_runs", "clock_stopped")
     shown = {name: value for name, value in intent.items() if name not in clock}
     return Whereabouts(number, state, says, command, shown, lane, parked, receipt, trail)
@@ -132,7 +133,10 @@ def _archive(archived: dict[str, Any] | None) -> str:
 
 
 def _unparked(
-    intent: dict[str, Any], lane: dict[str, Any] | None, receipt: dict[str, Any] | None
+    intent: dict[str, Any],
+    lane: dict[str, Any] | None,
+    receipt: dict[str, Any] | None,
+    relayed: dict[str, Any] | None,
 ) -> tuple[State, str, str | None]:
     target = intent["target"]
     if lane is None:
@@ -141,6 +145,9 @@ def _unparked(
     if lane["in_hand"]:
         says = f"It is in the hands of an actor's worker: {owner_of(lane['place'])} has lane {_name(lane)}."
         return "in_hand", says, "outbox status"
+    if lane["passed"] and relayed is not None and relayed["verdict"] is None:
+        when = f"{relayed['relayed_at']:%Y-%m-%d %H:%M:%S %Z}"
+        return "in_hand", f"It was relayed at {when}, and the far side has not told what became of it.", None
     if lane["passed"]:
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:

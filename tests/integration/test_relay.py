@@ -1,4 +1,4 @@
-"""Queues that are relayed to RabbitMQ and Redis: real brokers, plain workers of dramatiq at the far side."""
+"""Queues that are relayed to Redis, and workers of dramatiq there; `tests/faults/test_relay.py` has RabbitMQ."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from sqlalchemy.orm import Session
 
 from outbox import Retry, Saga, whereabouts
 from outbox.saga.run import Action, Run
-from tests.fixtures.brokers import RabbitMQ, RedisServer
+from tests.fixtures.brokers import RedisServer
 from tests.fixtures.relays import BROKER, Relaying
 from tests.fixtures.site import LIMIT, until
 
 
-@pytest.fixture(params=["rabbitmq", "redis"])
-def broker_url(request: pytest.FixtureRequest) -> str:
-    made = request.getfixturevalue("rabbitmq" if request.param == "rabbitmq" else "redis_server")
-    return str(made.url)
+@pytest.fixture
+def broker_url(redis_server: RedisServer) -> str:
+    return redis_server.url
 
 
-def test_relay_i2_messages_run_at_the_far_side_with_their_own_ids(relaying: Relaying, broker_url: str) -> None:
+def test_relay_i2_messages_run_at_the_far_side_with_their_own_ids(broker_url: str, relaying: Relaying) -> None:
     # Given a plain worker of dramatiq at the broker, which has nothing of ours
     relaying.far(broker_url)
     # When messages commit, and one is rolled back
@@ -74,7 +73,7 @@ def _saga(relaying: Relaying) -> Saga[Order]:
 @pytest.mark.parametrize("directly", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_relay_i7_saga_hears_when_the_far_actor_is_done_and_not_before(
-    relaying: Relaying, broker_url: str, fails: bool, directly: bool
+    broker_url: str, relaying: Relaying, fails: bool, directly: bool
 ) -> None:
     # Given a saga whose last step is a relayed message
     stage, saga = relaying.stage, _saga(relaying)
@@ -101,9 +100,7 @@ def test_relay_i7_saga_hears_when_the_far_actor_is_done_and_not_before(
     assert "secret" not in (error or "")
 
 
-def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(
-    relaying: Relaying, broker_url: str
-) -> None:
+def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(broker_url: str, relaying: Relaying) -> None:
     # Given an actor that fails there for good
     relaying.far(broker_url, BROKER)
     relaying.relay(broker_url)
@@ -122,7 +119,7 @@ def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(
 
 
 def test_relay_i6_queue_is_worked_here_or_relayed_and_nothing_is_lost_between(
-    relaying: Relaying, redis_server: RedisServer
+    redis_server: RedisServer, relaying: Relaying
 ) -> None:
     stage = relaying.stage
     # Given a queue that is worked here, with one message in hand
@@ -135,7 +132,7 @@ def test_relay_i6_queue_is_worked_here_or_relayed_and_nothing_is_lost_between(
     refused = relaying.relay(redis_server.url)
     _, said = refused.communicate(timeout=LIMIT)
     # Then that is refused
-    assert refused.returncode == 2
+    assert refused.returncode == 1
     assert "is worked here" in said
     # When its worker has ended, and left something behind
     stage.open_gate(waits)
@@ -160,24 +157,7 @@ def test_relay_i6_queue_is_worked_here_or_relayed_and_nothing_is_lost_between(
     assert redis_server.count("default") == 6
 
 
-def test_relay_i2_message_too_large_for_the_broker_is_parked_and_others_go_on(
-    relaying: Relaying, own_rabbitmq: RabbitMQ
-) -> None:
-    # Given RabbitMQ that takes no more than 20 kB, and one message of more between others
-    for name in ("a", "x" * 30_000, "b"):
-        relaying.note.send(name)
-    # When they are relayed
-    relaying.relay_once(own_rabbitmq.url)
-    # Then the others are there, and that one is parked
-    relaying.far(own_rabbitmq.url)
-    relaying.wait_for({"a", "b"})
-    assert [(reason, error) for reason, _, error in relaying.stage.parked()] == [
-        ("poison", "the broker refuses it, most likely as too large: raise its limit, or skip this intent")
-    ]
-    assert own_rabbitmq.count(relaying.queue) == 0
-
-
-def test_relay_warns_when_a_crash_of_redis_would_lose_messages(relaying: Relaying, redis_server: RedisServer) -> None:
+def test_relay_warns_when_a_crash_of_redis_would_lose_messages(redis_server: RedisServer, relaying: Relaying) -> None:
     # Given Redis as Debian configures it
     redis_server.client.config_set("appendonly", "no")
     # Then the relay says what that means; and is silent once nothing is wrong
@@ -191,6 +171,6 @@ def test_relay_refuses_a_password_on_the_command_line(relaying: Relaying) -> Non
     process = relaying.relay("", "--to", "amqp://me:hush@127.0.0.1")
     _, said = process.communicate(timeout=LIMIT)
     # Then it is refused, and not repeated
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert "OUTBOX_RELAY" in said
     assert "hush" not in said

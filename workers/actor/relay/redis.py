@@ -83,8 +83,8 @@ class Redis:
             )
         if found.get("appendfsync") != "always":
             return (
-                "Redis writes its log only now and then (appendfsync is not always): a crash of its machine loses what was "
-                "relayed in the last second or more, and nothing sends it again. Set appendfsync always"
+                "Redis writes its log only now and then (appendfsync is not always): a crash of its machine loses what "
+                "was relayed in the last second or more, and nothing sends it again. Set appendfsync always"
             )
         if policy.get("maxmemory-policy", "noeviction") not in _KEEPING:
             return "Redis drops keys when its memory is full, messages too: set maxmemory-policy noeviction"

@@ -74,7 +74,7 @@ class Wire:
             self._call(lambda: self._publish(fresh))
 
     def wait(self, letters: Sequence[Letter]) -> list[Answer]:
-        """The answers, in order, up to the first one that doesn't come: then the wire is broken or blocked, or too slow."""
+        """The answers, in order, up to the first that doesn't come: then the wire is broken or blocked, or too slow."""
         deadline = time.monotonic() + CONFIRM_WITHIN
         with self._changed:
             while not self.broken and not self._blocked and not all(self._answers.get(one.id) for one in letters):
