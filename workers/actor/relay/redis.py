@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import dramatiq
 import redis
-from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.redis import MAINTENANCE_SCALE, RedisBroker
 from dramatiq.common import current_millis
 
 from outbox.errors import NotReady, Unavailable
@@ -91,7 +91,8 @@ class Redis:
         return None
 
     def broker(self) -> RedisBroker:
-        return RedisBroker(client=self._client, middleware=[])
+        # What a relay that died had fetched comes back by dramatiq's maintenance: with each look, and not now and then.
+        return RedisBroker(client=self._client, middleware=[], maintenance_chance=MAINTENANCE_SCALE)
 
     def close(self) -> None:
         self._client.close()
