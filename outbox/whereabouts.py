@@ -98,12 +98,13 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             head = cursor.execute(sql.load("whereabouts_head"), wanted).fetchone()
             unique = cursor.execute(sql.load("whereabouts_unique"), wanted).fetchone()
             repeated = cursor.execute(sql.load("whereabouts_again"), {**intent, "limit": REPEATED}).fetchall()
+            relayed = cursor.execute(sql.load("whereabouts_relayed"), wanted).fetchone()
     parked = found[0] if found else None
     state: State | Reason
     if parked is not None:
         state, (says, command) = parked["reason"], _parked(parked, lane, head, trail)
     else:
-        state, says, command = _unparked(intent, lane, receipt)
+        state, says, command = _unparked(intent, lane, receipt, relayed)
     if unique is not None:
         says, command = _unique(unique, says, command, dead=state == "poison")
     clock = ("ticked", "clock_runs", "clock_stopped")
@@ -174,7 +175,10 @@ def _unique(unique: dict[str, Any], says: str, command: str | None, *, dead: boo
 
 
 def _unparked(
-    intent: dict[str, Any], lane: dict[str, Any] | None, receipt: dict[str, Any] | None
+    intent: dict[str, Any],
+    lane: dict[str, Any] | None,
+    receipt: dict[str, Any] | None,
+    relayed: dict[str, Any] | None,
 ) -> tuple[State, str, str | None]:
     target = intent["target"]
     if lane is None:
@@ -183,6 +187,9 @@ def _unparked(
     if lane["in_hand"]:
         says = f"It is in the hands of an actor's worker: {owner_of(lane['place'])} has lane {_name(lane)}."
         return "in_hand", says, "outbox status"
+    if lane["passed"] and relayed is not None and relayed["verdict"] is None:
+        when = f"{relayed['relayed_at']:%Y-%m-%d %H:%M:%S %Z}"
+        return "in_hand", f"It was relayed at {when}, and the far side has not told what became of it.", None
     if lane["passed"]:
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:

@@ -33,7 +33,7 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.rebuild",
     "tests.fixtures.actors",
     "tests.fixtures.brokers",
-    "tests.fixtures.relays",
+    "tests.fixtures.farside",
 ]
 
 

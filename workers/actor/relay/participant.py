@@ -99,8 +99,8 @@ class RelayParticipant(Participant):
 
 
 def _until_missing(batch: Sequence[Intent], outcomes: Sequence[Outcome | None]) -> list[Outcome]:
-    """What became of a batch, up to the first message of which the broker said nothing. Of a key, what follows a failure
-    is blocked: it was handed on already, perhaps, and comes again."""
+    """What became of a batch, up to the first message of which the broker said nothing. What follows a failure of its
+    key is blocked: perhaps it was handed on, and it comes again."""
     known: list[Outcome] = []
     failed: set[str] = set()
     for intent, outcome in zip(batch, outcomes, strict=True):

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import dramatiq
 import redis
-from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.redis import MAINTENANCE_SCALE, RedisBroker
 from dramatiq.common import current_millis
 
 from outbox.errors import NotReady, Unavailable
@@ -83,15 +83,16 @@ class Redis:
             )
         if found.get("appendfsync") != "always":
             return (
-                "Redis writes its log only now and then (appendfsync is not always): a crash of its machine loses what was "
-                "relayed in the last second or more, and nothing sends it again. Set appendfsync always"
+                "Redis writes its log only now and then (appendfsync is not always): a crash of its machine loses what "
+                "was relayed in the last second or more, and nothing sends it again. Set appendfsync always"
             )
         if policy.get("maxmemory-policy", "noeviction") not in _KEEPING:
             return "Redis drops keys when its memory is full, messages too: set maxmemory-policy noeviction"
         return None
 
     def broker(self) -> RedisBroker:
-        return RedisBroker(client=self._client, middleware=[])
+        # What a relay that died had fetched comes back by dramatiq's maintenance: with each look, and not now and then.
+        return RedisBroker(client=self._client, middleware=[], maintenance_chance=MAINTENANCE_SCALE)
 
     def close(self) -> None:
         self._client.close()

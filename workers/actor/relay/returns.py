@@ -60,7 +60,9 @@ class Returns(threading.Thread):
             consumer: Any = None
             try:
                 with connect(self._settings.database, name="relay returns", patience=patience(self._settings)) as conn:
-                    consumer = self._link.broker().consume(self._queue, prefetch=AHEAD, timeout=QUIET)
+                    broker = self._link.broker()
+                    consumer = broker.consume(self._queue, prefetch=AHEAD, timeout=QUIET)
+                    broker.close()  # what made the queue; the consumer has a connection of its own
                     failures = 0
                     while not self._told_to_stop.is_set():
                         self._take(conn, consumer)

@@ -18,6 +18,9 @@ import pika.exceptions
 
 from workers.actor.relay.link import CONFIRM_WITHIN, Letter
 
+HANG_UP_WITHIN = 3.0
+"""Seconds to say goodbye: a RabbitMQ that blocks publishers doesn't hear it."""
+
 
 class Answer(Enum):
     """What RabbitMQ says of a message."""
@@ -74,7 +77,7 @@ class Wire:
             self._call(lambda: self._publish(fresh))
 
     def wait(self, letters: Sequence[Letter]) -> list[Answer]:
-        """The answers, in order, up to the first one that doesn't come: then the wire is broken or blocked, or too slow."""
+        """The answers, in order, up to the first that doesn't come: then the wire is broken or blocked, or too slow."""
         deadline = time.monotonic() + CONFIRM_WITHIN
         with self._changed:
             while not self.broken and not self._blocked and not all(self._answers.get(one.id) for one in letters):
@@ -92,7 +95,7 @@ class Wire:
     def close(self) -> None:
         """Hang up. What is not confirmed is nobody's any more."""
         self._call(self._hang_up)
-        self._thread.join(CONFIRM_WITHIN)
+        self._thread.join(HANG_UP_WITHIN)
 
     # ------------------------------------------------------------------------------ the wire's thread
 
