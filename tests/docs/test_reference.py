@@ -330,7 +330,7 @@ def test_each_public_name_is_documented() -> None:
     ("plain", "awaited", "left_out"),
     [
         # A broker's, and for what `run_sync` runs.
-        (Outbox, AsyncOutbox, {"of", "append"}),
+        (Outbox, AsyncOutbox, {"of", "append", "append_now"}),
         (IndexVerbs, AsyncIndexVerbs, set()),
         (BlobVerbs, AsyncBlobVerbs, set()),
         (MailVerbs, AsyncMailVerbs, set()),
