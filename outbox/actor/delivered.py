@@ -67,6 +67,8 @@ class Delivered(MessageProxy):
         self.retry: float | None = None
         #: Whether its actor has begun a transaction that acknowledges it, and whether that is known to have committed.
         self.in_transaction = self.done = False
+        #: The consumer that has it in hand.
+        self.consumer: UUID | None = hold.holder
         #: Whether it was never begun, because it is in other hands by now.
         self.stale = False
         #: Seconds until it may begin, if it was never begun because it is over its rate limit.

@@ -91,7 +91,7 @@ def _acknowledge(session: Session, message: Delivered) -> None:
     try:
         session.execute(
             sa.text("select outbox.actor_done(:id, :target, :lane, :epoch, cast(:holder as uuid))"),
-            {"id": message.id, **message.hold._asdict()},
+            {"id": message.id, **message.hold._asdict(), "holder": message.consumer},
         )
     except sa.exc.DBAPIError as error:
         if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":

@@ -115,6 +115,7 @@ class Intake:
             deaths=taken.deaths,
             kept=taken.options is not None,
         )
+        made.consumer = self._holder
         if wrong:
             self._ledger.settle(Settled(made, Said.DEAD, wrong), holding)
             return None
