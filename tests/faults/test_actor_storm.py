@@ -20,4 +20,6 @@ def test_actor_storm_i2_i3_i10_every_message_is_done_or_parked_with_a_reason(sta
     storm.blow(SECONDS)
     storm.calm()
     print(storm.done)
-    assert storm.missing() == []
+    found = storm.missing()
+    print(*found, sep="\n")
+    assert not found

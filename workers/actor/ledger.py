@@ -262,10 +262,8 @@ class Ledger:
     def _closed(conn: Connection, lanes: Iterable[tuple[str, int]], ids: Sequence[int]) -> set[int]:
         """Those that their actors have acknowledged. Waits for actors that are about to."""
         ordered = sorted(lanes)
-        rows = conn.execute(
-            sql.load("actor_closed"),
-            {"targets": [t for t, _ in ordered], "lanes": [n for _, n in ordered], "ids": list(ids)},
-        )
+        conn.execute(sql.load("actor_hold"), {"targets": [t for t, _ in ordered], "lanes": [n for _, n in ordered]})
+        rows = conn.execute(sql.load("actor_closed"), {"ids": list(ids)})
         return {row[0] for row in rows}
 
 

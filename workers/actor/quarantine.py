@@ -9,6 +9,7 @@ where the suspect itself runs for long, the others go on. Used by the delivery's
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from enum import Enum
 
 from outbox.actor.delivered import Delivered
@@ -41,7 +42,8 @@ class Step(Enum):
 class Quarantine:
     """One process's."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.message: Delivered | None = None
         self._since: float | None = None
         self._not_before = float("-inf")
@@ -53,7 +55,7 @@ class Quarantine:
 
     def begin(self, message: Delivered) -> None:
         """It is in hand, and nothing else."""
-        self.message, self._since = message, time.monotonic()
+        self.message, self._since = message, self._clock()
 
     def end(self) -> None:
         """It isn't alone any more, or isn't in hand."""
@@ -61,7 +63,7 @@ class Quarantine:
 
     def step(self, *, wanted: bool, in_hand: int, suspects: int) -> Step:
         """`wanted`: whether one is to be tried. `in_hand`: how many messages are, and how many of them `suspects`."""
-        now = time.monotonic()
+        now = self._clock()
         if self.message is not None:
             if in_hand and self._since is not None:
                 return Step.JOIN if now - self._since > ALONE_MOST else Step.WAIT
