@@ -51,13 +51,20 @@ def test_actor_i4_key_waits_behind_a_dead_letter_until_an_operator_decides(stage
     # And the queue is as done as it gets without an operator
     stage.drained()
     assert stage.one(RUNS, "^a[12]") is None
-    # Who skips the dead one
-    dead = stage.one("select id from outbox.parked where reason = 'poison'")
+    # And one that is to be passed when it is given up, of another key, holds up nobody
+    company.fails.send_with_options(args=("b0",), ordering_key="b", pass_dead_letters=True)
+    company.note.send_with_options(args=("b1",), ordering_key="b")
+    until(lambda: stage.runs("b1") == 1, "it goes on without it")
+    assert stage.one(RUNS, "^b") == ["b0", "b0", "b0", "b1"]
+    company.note.send_with_options(args=("b2",), ordering_key="b")
+    until(lambda: stage.runs("b2") == 1, "it is in nobody's way")
+    # Who skips the first dead one
+    dead = stage.one("select min(id) from outbox.parked where reason = 'poison'")
     assert [one.refused for one in decide(stage.admin, "skip", [dead])] == [None]
     stage.drained()
     # Then the others run
     until(lambda: stage.one(RUNS, "^a[12]") == ["a1", "a2"], "the others run, in order")
-    assert [reason for reason, _, _ in stage.parked()] == ["skipped"]
+    assert [reason for reason, _, _ in stage.parked()] == ["skipped", "poison"]
 
 
 def test_actor_i10_limit_is_kept_by_all_workers_and_others_go_on_when_many_wait(stage: Stage) -> None:

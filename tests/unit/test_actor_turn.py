@@ -22,6 +22,7 @@ from workers.actor.line import Line
         ({"concurrency": True}, "number from 1"),
         ({"concurrency_key": "x"}, "say how many"),
         ({"ordering_key": "x", "concurrency": 2}, "leave one out"),
+        ({"ordering_key": "x", "pass_dead_letters": 1}, "neither True nor False"),
     ],
 )
 def test_actor_options_are_refused_when_the_actor_is_declared(options: dict[str, Any], error: str) -> None:
@@ -39,6 +40,9 @@ def test_actor_options_are_refused_when_the_actor_is_declared(options: dict[str,
         ({"ordering_key": lambda number: f"order {number}"}, {}, "send.ordered", "order 7"),
         ({"ordering_key": lambda _number: None}, {}, "send", None),
         ({"ordering_key": "k"}, {"ordering_key": "own"}, "send.ordered", "own"),
+        ({"ordering_key": "k", "pass_dead_letters": True}, {}, "send.ordered.passed", "k"),
+        ({"ordering_key": "k", "pass_dead_letters": True}, {"ordering_key": "own"}, "send.ordered.passed", "own"),
+        ({"ordering_key": "k", "pass_dead_letters": True}, {"pass_dead_letters": False}, "send.ordered", "k"),
         ({"concurrency": 3}, {}, "send.limited.3", "limit x"),
         ({"concurrency": 3}, {"ordering_key": "own"}, "send.ordered", "own"),
         ({"concurrency": 3, "concurrency_key": str}, {}, "send.limited.3", "limit 7"),
