@@ -181,20 +181,6 @@ class Outbox:
         if transaction.parent is None:
             session.info.pop(XID, None)
 
-    def append_now(self, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
-        """Write one intent at once, behind what was emitted before it: by a statement that decides whether to.
-        → its row (xid, id, …); xid is None if nothing was written."""
-        try:
-            session._autoflush()  # noqa: SLF001 - as every query does
-            if session.info.get(_PENDING):
-                self._insert(session, session.connection())
-            return self._write(session, session.connection(), statement, parameters)[0]
-        except sa.exc.MissingGreenlet:
-            raise IntentRefused(
-                "this asks the database at once, and the session is an AsyncSession: "
-                "do it in await session.run_sync(lambda _: …)"
-            ) from None
-
     def _insert(self, session: Session, connection: sa.Connection) -> None:
         intents = session.info.pop(_PENDING)
         if len(intents) == 1:
@@ -258,6 +244,21 @@ class Outbox:
                 raise late(target, timeout)
             time.sleep(pause)
             pause = min(WAIT_MOST, pause * 1.5)
+
+
+def append_now(outbox: Outbox, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
+    """Write one intent at once, behind what was emitted before it: by a statement that decides whether to.
+    → its row (xid, id, …); xid is None if nothing was written."""
+    try:
+        session._autoflush()  # noqa: SLF001 - as every query does
+        if session.info.get(_PENDING):
+            outbox._insert(session, session.connection())  # noqa: SLF001 - of this module
+        return outbox._write(session, session.connection(), statement, parameters)[0]  # noqa: SLF001
+    except sa.exc.MissingGreenlet:
+        raise IntentRefused(
+            "this asks the database at once, and the session is an AsyncSession: "
+            "do it in await session.run_sync(lambda _: …)"
+        ) from None
 
 
 def reached(connection: sa.Connection, token: Token, target: str) -> bool:

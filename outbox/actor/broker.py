@@ -223,7 +223,9 @@ class OutboxBroker(dramatiq.Broker):
                 self.outbox.append(session, intent)
                 return message, 0
         if session is not None and self.outbox is not None:
-            row = self.outbox.append_now(session, statement, parameters)
+            from outbox.session import append_now  # noqa: PLC0415 - loaded by whoever has a session
+
+            row = append_now(self.outbox, session, statement, parameters)
         elif conn is not None:
             row = conn.execute(statement, parameters).fetchone()
         else:

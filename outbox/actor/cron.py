@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import islice
@@ -53,7 +53,7 @@ class Cron:
     #: for each, up to `MOST`.
     missed: Missed = "once"
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] | None = None
     #: Its identity, by default the actor's name. One of several of an actor needs one.
     name: str | None = None
 
@@ -146,7 +146,7 @@ class Schedule(NamedTuple):
     def message(self, **options: Any) -> dramatiq.Message[Any]:
         """A new message."""
         return unique.settle(
-            self.actor.message_with_options(args=tuple(self.cron.args), kwargs=dict(self.cron.kwargs), **options),
+            self.actor.message_with_options(args=tuple(self.cron.args), kwargs=dict(self.cron.kwargs or {}), **options),
             self.actor,
         )
 
