@@ -18,6 +18,8 @@ import pytest
 from outbox import era
 from outbox.blob import BlobStore
 from outbox.message import message_payload
+from outbox.settings import Settings
+from tests.fixtures.actors import ROOT, TABLES, Company
 from tests.fixtures.elsewhere import dump, remove, restore, run_server
 from tests.fixtures.site import LIMIT, Site, until
 from workers.index import IndexParticipant
@@ -46,7 +48,11 @@ class House(Site):
         self.environment = {
             **getattr(self, "environment", {}),
             "OUTBOX_DATABASE": server.url("outbox_worker", database),
+            "OUTBOX_SAGA_DATABASE": server.url("saga", database),
         }
+        self._actors = {
+            "OUTBOX_DATABASE": server.url("app", database), "OUTBOX_ACTOR_DATABASE": server.url("actor", database),
+        }  # fmt: skip
         self._operator = server.url("outbox_operator", database)
 
     def write(self, *names: str) -> None:
@@ -67,6 +73,25 @@ class House(Site):
     def work(self, *targets: str) -> None:
         for target in targets:
             self.workers[target] = self.start(target)
+
+    def act(self) -> None:
+        """A worker of actors, by the name `actor.default`."""
+        command = [sys.executable, "-m", "tests.fixtures.actors"]
+        environment = self.environment | self._actors
+        self.workers["actor.default"] = subprocess.Popen(command, env=environment, cwd=ROOT, text=True)
+        self.running.append(self.workers["actor.default"])
+
+    def tell(self, name: str) -> None:
+        """A message to an actor that leaves a row when it runs."""
+        app, actor = (Settings(url, None, None, "smtp://127.0.0.1:1") for url in self._actors.values())
+        company = Company(app, actor)
+        try:
+            company.note.send(name)
+        finally:
+            company.close()
+
+    def told(self) -> Counter[str]:
+        return Counter(row[0] for row in self.admin.execute("select name from effect"))
 
     def rest(self, *targets: str) -> None:
         for target in targets:
@@ -216,13 +241,19 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     server.stop()
     server.start()
     house.open(server, DATABASE)
-    house.work("clock", *TARGETS)
+    with psycopg.connect(server.url("app", DATABASE), autocommit=True) as conn:
+        conn.execute(TABLES)
+    everybody = ("clock", *TARGETS, "saga", "actor.default")
+    house.work("clock", *TARGETS, "saga")
+    house.act()
     house.write("done")
-    until(lambda: house.drained(*TARGETS), "drained")
+    house.tell("done")
+    until(lambda: house.drained(*TARGETS) and house.told()["done"], "drained")
     url = f"host={server.sockets} port=5432 user=postgres"
     server._run("pg_basebackup", "--pgdata", str(copy), "--checkpoint=fast", "--dbname", url)
-    house.rest(*TARGETS)
+    house.rest(*TARGETS, "saga", "actor.default")
     house.write("open")
+    house.tell("open")
     house.rest("clock")
     house.admin.execute("select pg_create_restore_point('here')")
     house.work("clock", *TARGETS)
@@ -251,11 +282,12 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     until(lambda: not house.one("select pg_is_in_recovery()"), "it is promoted")
     tick = house.tick()
     house.write("here")
-    house.work("clock", *TARGETS)
+    house.work("clock", *TARGETS, "saga")
+    house.act()
 
     # Then: no lane goes on. No tick is taken, and nothing is sent
-    assert all("restored to an earlier time" in why for why in house.stopped("clock", *TARGETS))
-    assert (house.tick(), house.mails()) == (tick, sent)
+    assert all("restored to an earlier time" in why for why in house.stopped(*everybody))
+    assert (house.tick(), house.mails(), house.told()) == (tick, sent, Counter(["done"]))
 
     # And: adopted, everything is there once
     assert house.adopt().returncode == 0
@@ -264,6 +296,9 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     assert house.mails() == sent + Counter(["here"])
     assert "of a time that this log has lost" in house.stopped("index")[0]
     assert all(map(house.has, ("done", "open", "here")))
+    until(lambda: house.told()["open"], "the actors go on")
+    assert house.told() == Counter(["done", "open"])
+    until(lambda: house.one("select state = 'draining' from outbox.lane where target = 'saga'"), "and the sagas")
 
 
 @pytest.mark.root

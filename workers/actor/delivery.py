@@ -31,7 +31,7 @@ from outbox.actor import queue
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered, Hold
 from outbox.database import Connection, connect, reason
-from outbox.errors import Fenced, OutboxError
+from outbox.errors import Fenced, OutboxError, WentBack
 from outbox.failpoint import hit
 from outbox.lane import now
 from outbox.retry import OUTAGE
@@ -342,14 +342,15 @@ class Delivery:
         lane = share.take(conn, seat, self.owner, self._ttl)
         if lane is None:
             return []
-        holding = Holding(lane, channel)
+        holding = Holding(lane, channel, self._broker.worker_settings.state)
         try:
-            era.check(conn)
             holding.begin(conn)
         except Fenced:
             return []
         except OutboxError as error:
             logger.error("%s: stopped: %s", lane, error)  # noqa: TRY400 - the sentence is enough
+            if isinstance(error, WentBack):
+                era.halt(conn, error.says)  # whoever remembers less must not go on either
             lane.show(conn, "stopped", str(error))
             lane.release(conn)
             return []
