@@ -135,12 +135,33 @@ class House(Site):
     def has(self, name: str) -> bool:
         return self.store.path(hashlib.sha256(name.encode()).hexdigest()).exists()
 
+    def again(self, server: Postgres) -> None:
+        """Restart the server."""
+        self.admin.close()
+        server.stop()
+        server.start()
+        self.open(server, DATABASE)
+
     def tick(self) -> int:
         return int(self.one("select max(id) from outbox.tick"))
 
 
 def _archiving(archive: Path) -> str:
     return f"wal_level = replica\narchive_mode = on\narchive_command = 'cp %p {archive}/%f'\n"
+
+
+def _restored(server: Postgres, copy: Path, archive: Path) -> Postgres:
+    """A server in the place of another one, from its base backup and its log up to the point `here`. It runs."""
+    restored = Postgres(copy, server.sockets, binaries=server.binaries)
+    with (copy / "postgresql.conf").open("a", encoding="utf-8") as file:
+        file.write(
+            f"\nrestore_command = 'cp {archive}/%f %p'\nrecovery_target_name = 'here'\n"
+            "recovery_target_action = 'promote'\n"
+        )
+    restored._configure()
+    (copy / "recovery.signal").touch()
+    restored.start()
+    return restored
 
 
 @pytest.fixture
@@ -237,13 +258,9 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
         shutil.chown(folder, server.data.owner(), server.data.group())
     with (server.data / "postgresql.conf").open("a", encoding="utf-8") as file:
         file.write(_archiving(archive))
-    house.admin.close()
-    server.stop()
-    server.start()
-    house.open(server, DATABASE)
+    house.again(server)
     with psycopg.connect(server.url("app", DATABASE), autocommit=True) as conn:
         conn.execute(TABLES)
-    everybody = ("clock", *TARGETS, "saga", "actor.default")
     house.work("clock", *TARGETS, "saga")
     house.act()
     house.write("done")
@@ -268,16 +285,8 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     # When: that point is restored
     house.admin.close()
     server.stop()
-    restored = Postgres(copy, server.sockets, binaries=server.binaries)
+    restored = _restored(server, copy, archive)
     servers.append(restored)
-    with (copy / "postgresql.conf").open("a", encoding="utf-8") as file:
-        file.write(
-            f"\nrestore_command = 'cp {archive}/%f %p'\nrecovery_target_name = 'here'\n"
-            "recovery_target_action = 'promote'\n"
-        )
-    restored._configure()
-    (copy / "recovery.signal").touch()
-    restored.start()
     house.open(restored, DATABASE)
     until(lambda: not house.one("select pg_is_in_recovery()"), "it is promoted")
     tick = house.tick()
@@ -286,7 +295,9 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     house.act()
 
     # Then: no lane goes on. No tick is taken, and nothing is sent
-    assert all("restored to an earlier time" in why for why in house.stopped(*everybody))
+    assert all(
+        "restored to an earlier time" in why for why in house.stopped("clock", *TARGETS, "saga", "actor.default")
+    )
     assert (house.tick(), house.mails(), house.told()) == (tick, sent, Counter(["done"]))
 
     # And: adopted, everything is there once
