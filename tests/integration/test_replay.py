@@ -263,6 +263,42 @@ def test_replay_does_not_run_ahead_of_the_lane(stage: Stage, bench: Bench, monke
     assert next(step for step in steps if not step.waits) == Step(TARGET, 2)
 
 
+def test_replay_keeps_its_operation_while_it_waits(stage: Stage, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a replay that waits for a lane that nobody drains
+    emit(bench, "put", "k")
+    bench.drain(bench.reader())
+    monkeypatch.setattr(course, "KEEP_EVERY", 0.0)
+    replay = stage.begin()
+    assert list(replay.steps()) == [Step(TARGET, 1)]
+    bench.admin.execute("update outbox.operation set lease_until = now()")
+    # When, then: others see that somebody is at it
+    waits = replay.applied()
+    assert next(waits).waits
+    [row] = operation.find(stage.conn, kind="replay")
+    assert row["runs"]
+
+
+def test_replay_holds_no_snapshot_for_long(stage: Stage, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given: time is always up after a chunk, and a chunk is one intent
+    monkeypatch.setattr(course, "LEG", 0.0)
+    monkeypatch.setattr(course, "CHUNK", 1)
+    for n in range(4):
+        emit(bench, "put", f"k{n}", n)
+    bench.drain(bench.reader())
+    replay = stage.begin()
+    # When it goes on
+    began = set()
+    for _ in replay.steps():
+        row = bench.admin.execute(
+            "select xact_start from pg_stat_activity where pid = %s", (stage.stream.info.backend_pid,)
+        ).fetchone()
+        assert row is not None
+        began.add(row[0])
+    # Then each chunk was read in a transaction of its own, and nothing came twice
+    assert len(began - {None}) == 4
+    assert [key for key, _ in stage.again()] == ["k0", "k1", "k2", "k3"]
+
+
 def test_replay_waits_until_it_is_applied(stage: Stage, bench: Bench) -> None:
     emit(bench, "put", "k")
     reader = bench.reader()

@@ -86,7 +86,7 @@ def test_replay_i1_from_an_archive_in_s3_repeats_what_counts_still_and_no_mail(
         ("sink", "touch", "event"): 1, ("mail", "send", "mail"): 1, ("mail", "send", "recalled"): 2,
     }  # fmt: skip
     assert (done["again"], done["left_out"]) == (2, {"superseded": 1, "event": 1, "mail": 1, "recalled": 2})
-    assert [row[:2] for row in again(bench)] == [("sink put", "kept"), ("sink delete", "gone")]
+    assert sorted(row[:2] for row in again(bench)) == [("sink delete", "gone"), ("sink put", "kept")]
 
 
 def test_replay_i3_from_an_archive_in_s3_sends_a_mail_again_when_it_is_asked_to(
