@@ -13,7 +13,7 @@ import pytest
 
 from outbox import Retry, Saga
 from outbox.saga.run import Action, Run
-from tests.fixtures.brokers import RabbitMQ, RedisServer, need_rabbitmq
+from tests.fixtures.brokers import DURABLE, RabbitMQ, RedisServer, need_rabbitmq, need_redis
 from tests.fixtures.farside import BROKER, FarSide
 from tests.fixtures.site import LIMIT, until
 from tests.fixtures.tls import Authority
@@ -191,3 +191,73 @@ def test_relay_faults_checks_the_certificate_of_rabbitmq(authority: Authority, f
     finally:
         server.kill()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def test_relay_faults_checks_the_certificate_of_redis(authority: Authority, farside: FarSide, tmp_path: Path) -> None:
+    # Given Redis with a certificate of an authority that nobody trusts
+    need_redis()
+    server = RedisServer(tmp_path, *DURABLE, tls=authority.certificate())
+    server.start()
+    try:
+        farside.note.send("x")
+        # When the relay hasn't been told of that authority
+        untrusting = farside.relay(server.tls_url)
+        why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'reached'"
+        until(lambda: farside.stage.one(why, farside.target), "a lane waits")
+        # Then nothing went there; and it goes when the relay trusts it
+        assert server.count(farside.queue) == 0
+        untrusting.send_signal(signal.SIGTERM)
+        untrusting.communicate(timeout=LIMIT)
+        farside.relay_once(server.tls_url, OUTBOX_RELAY_CA_FILE=str(authority.ca_file))
+        assert server.count(farside.queue) == 1
+    finally:
+        server.kill()
+
+
+def test_relay_faults_i2_i7_message_stays_until_what_became_of_it_can_be_told(
+    rabbitmq: RabbitMQ, farside: FarSide
+) -> None:
+    # Given a far worker that is to tell Postgres, and can't reach it
+    stage, saga = farside.stage, _saga(farside)
+    farside.relay(rabbitmq.url)
+    cut_off = farside.far(rabbitmq.url, "postgresql://app@/nothing?host=/nowhere")
+    with stage.engine(saga):
+        with stage.company.sessions.begin() as session:
+            started = saga.start(session, Order("x"))
+        # When it has run the step, and dies without having told
+        until(farside.far_runs, "it ran")
+        until(lambda: "stays unacknowledged" in farside.far_said(), "it can't tell")
+        cut_off.kill()
+        cut_off.wait(LIMIT)
+        assert stage.one("select ended_at from outbox.saga where id = %s", started) is None
+        # Then the next one has the message again, and tells
+        farside.far(rabbitmq.url, stage.urls["app"])
+        ended = "select state from outbox.saga where id = %s and ended_at is not null"
+        assert until(lambda: stage.one(ended, started), "the saga ends") == "completed"
+    assert farside.far_runs() == ["x", "x"]
+    assert len(farside.messages_of("x")) == 1
+
+
+def test_relay_faults_i2_what_a_killed_worker_had_in_hand_is_relayed(
+    redis_server: RedisServer, farside: FarSide
+) -> None:
+    # Given a worker here that dies with a message in hand
+    stage = farside.stage
+    farside.queue = "default"
+    stage.company.waits.send("held", "gate")
+    worker = stage.start("default")
+    until(lambda: stage.runs("held"), "it runs")
+    worker.kill()
+    worker.wait(LIMIT)
+
+    # When the queue is relayed, which is refused until the dead one's lease is over
+    def relayed() -> bool:
+        process = farside.relay(redis_server.url, "--until-idle")
+        _, said = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0 or "is worked here" in said, said
+        return process.returncode == 0
+
+    until(relayed, "the queue is relayed")
+    # Then that message was handed on
+    assert redis_server.count("default") == 1
+    assert stage.parked() == []
