@@ -16,7 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import OutboxBroker
+from outbox.actor import OutboxBroker, Outcomes
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
@@ -241,6 +241,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.append": Outbox.append,
     "outbox.signal": Outbox.signal,
     "OutboxBroker": OutboxBroker.__init__,
+    "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
     "broker.action": OutboxBroker.action,
