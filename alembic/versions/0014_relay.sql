@@ -97,9 +97,10 @@ begin
 end $$;
 
 ---------------------------------------------------------------------------------------------- hearing
--- What the far side says became of messages: `applied`, or `failed` when it has given one up. Said again, nothing happens.
--- The saga of a step is told; any other message that was given up is parked, for an operator. Returns how many were news.
-create function outbox.relay_told(ids bigint[], verdicts text[], errors text[]) returns bigint
+-- What the far side says became of messages: `applied`, or `failed` when it has given one up. Said again, nothing happens;
+-- nor if the message is not the intent's, because a copy of this database relays to the same broker. The saga of a step
+-- is told; any other message that was given up is parked, for an operator. Returns how many were news.
+create function outbox.relay_told(ids bigint[], messages text[], verdicts text[], errors text[]) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -111,9 +112,11 @@ begin
   for told.id, told.verdict, why in
     -- In one order, so that two who tell the same don't wait for each other.
     select t.id, t.verdict, t.error
-      from (select distinct on (t.id) t.* from unnest(ids, verdicts, errors) with ordinality
-              as t (id, verdict, error, place) order by t.id, t.place) t
+      from (select distinct on (t.id) t.* from unnest(ids, messages, verdicts, errors) with ordinality
+              as t (id, message, verdict, error, place) order by t.id, t.place) t
+      join outbox.log l on l.id = t.id and l.payload ->> 'message_id' = t.message
      where t.verdict in ('applied', 'failed')
+     order by t.id
   loop
     update outbox.relayed r set verdict = told.verdict, heard_at = outbox.now()
      where r.id = told.id and r.verdict is null;
@@ -126,8 +129,8 @@ begin
   end loop;
   insert into outbox.parked (id, target, slot, key, reason, attempts, error)
   select l.id, l.target, l.slot, l.key, 'poison', 1, left(t.error, 500)
-    from unnest(ids, verdicts, errors) as t (id, verdict, error)
-    join outbox.log l on l.id = t.id
+    from unnest(ids, messages, verdicts, errors) as t (id, message, verdict, error)
+    join outbox.log l on l.id = t.id and l.payload ->> 'message_id' = t.message
     join outbox.relay q on q.target = l.target
    where t.verdict = 'failed' and l.saga is null
   on conflict (id) do nothing;
@@ -138,7 +141,7 @@ end $$;
 ---------------------------------------------------------------------------------------------- grants
 revoke all on outbox.relay, outbox.relayed from public;
 revoke all on function outbox.relay_queue(text, boolean) from public;
-revoke all on function outbox.relay_told(bigint[], text[], text[]) from public;
+revoke all on function outbox.relay_told(bigint[], text[], text[], text[]) from public;
 
 grant select on outbox.relay, outbox.relayed to outbox_worker, outbox_operator, outbox_reader;
 grant insert, delete on outbox.relayed to outbox_worker;
@@ -147,6 +150,6 @@ grant execute on function outbox.relay_queue(text, boolean) to outbox_worker, ou
 -- A queue may be relayed before anything is sent to it.
 grant execute on function outbox.declare_queue(text, int) to outbox_worker;
 -- The workers of the far side connect as the application does, if they connect at all.
-grant execute on function outbox.relay_told(bigint[], text[], text[]) to outbox_app, outbox_worker;
+grant execute on function outbox.relay_told(bigint[], text[], text[], text[]) to outbox_app, outbox_worker;
 
 reset role;

@@ -103,13 +103,18 @@ class Outcomes(Middleware):
         intent = told.get("intent")
         try:
             if self._sender is not None:
-                parameters = {"ids": [intent], "verdicts": [verdict], "errors": [error]}
+                parameters = {
+                    "ids": [intent],
+                    "messages": [message.message_id],
+                    "verdicts": [verdict],
+                    "errors": [error],
+                }
                 self._sender.run(lambda conn: conn.execute(sql.load("relay_told"), parameters))
             else:
                 outcome: dramatiq.Message[Any] = dramatiq.Message(
                     queue_name=q_name(str(told["returns"])),
                     actor_name=RETURNED,
-                    args=(intent, verdict, error),
+                    args=(intent, message.message_id, verdict, error),
                     kwargs={},
                     options={},
                 )

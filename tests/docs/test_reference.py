@@ -16,7 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import Cron, OutboxBroker
+from outbox.actor import Cron, OutboxBroker, Outcomes
 from outbox.aio import AsyncBlobVerbs, AsyncIndexVerbs, AsyncMailVerbs, AsyncOutbox
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
@@ -245,6 +245,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.signal": Outbox.signal,
     "OutboxBroker": OutboxBroker.__init__,
     "Cron": Cron.__init__,
+    "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
     "broker.action": OutboxBroker.action,

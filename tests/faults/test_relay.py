@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from outbox import Retry, Saga
 from outbox.saga.run import Action, Run
-from tests.fixtures.brokers import RabbitMQ, RedisServer, need_rabbitmq
+from tests.fixtures.brokers import DURABLE, RabbitMQ, RedisServer, need_redis
 from tests.fixtures.farside import BROKER, FarSide
 from tests.fixtures.site import LIMIT, until
 from tests.fixtures.tls import Authority
@@ -64,7 +62,7 @@ def _came_true(farside: FarSide, names: set[str]) -> None:
 @pytest.fixture(params=["rabbitmq", "redis"])
 def broker(request: pytest.FixtureRequest) -> RabbitMQ | RedisServer:
     made: RabbitMQ | RedisServer = request.getfixturevalue(
-        "own_rabbitmq" if request.param == "rabbitmq" else "redis_server"
+        "rabbitmq" if request.param == "rabbitmq" else "redis_server"
     )
     return made
 
@@ -115,19 +113,19 @@ def test_relay_faults_i2_i7_i11_everything_comes_true_when_the_relay_is_killed_a
 
 
 def test_relay_faults_i2_i7_saga_hears_of_its_step_when_the_far_worker_is_killed(
-    own_rabbitmq: RabbitMQ, farside: FarSide
+    rabbitmq: RabbitMQ, farside: FarSide
 ) -> None:
     # Given a far worker in a process of its own
     stage, saga = farside.stage, _saga(farside)
-    far = farside.far(own_rabbitmq.url, BROKER)
-    farside.relay(own_rabbitmq.url)
+    far = farside.far(rabbitmq.url, BROKER)
+    farside.relay(rabbitmq.url)
     with stage.engine(saga):
         with stage.company.sessions.begin() as session:
             started = [saga.start(session, Order(f"step {n}")) for n in range(100)]
         # When it is killed in the middle of them
         until(lambda: len(farside.far_runs()) > 10, "some ran")
         far.kill()
-        farside.far(own_rabbitmq.url, BROKER)
+        farside.far(rabbitmq.url, BROKER)
         # Then each saga hears
         ended = "select count(*) from outbox.saga where id = any(%s) and state = 'completed'"
         until(lambda: stage.one(ended, started) == len(started), "the sagas are completed")
@@ -135,59 +133,124 @@ def test_relay_faults_i2_i7_saga_hears_of_its_step_when_the_far_worker_is_killed
 
 
 def test_relay_faults_i3_i10_nothing_is_sent_twice_when_rabbitmq_blocks_publishers(
-    own_rabbitmq: RabbitMQ, farside: FarSide
+    rabbitmq: RabbitMQ, farside: FarSide
 ) -> None:
     # Given RabbitMQ with too little memory
-    own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
-    farside.relay(own_rabbitmq.url)
-    # When messages are sent
-    names = _send(farside, *(f"note {n}" for n in range(50)))
-    # Then lanes wait, and say for what
-    why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'memory'"
-    until(lambda: farside.stage.one(why, farside.target), "a lane waits")
+    rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        farside.relay(rabbitmq.url)
+        # When messages are sent
+        names = _send(farside, *(f"note {n}" for n in range(50)))
+        # Then lanes wait, and say for what
+        why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'memory'"
+        until(lambda: farside.stage.one(why, farside.target), "a lane waits")
+    finally:
+        rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     # And when it has memory again, each message is there once
-    own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     until(partial(farside.stage.one, "select outbox.queue_idle(%s)", farside.target), "everything is handed on")
-    assert own_rabbitmq.count(farside.queue) == 50
-    farside.far(own_rabbitmq.url)
+    assert rabbitmq.count(farside.queue) == 50
+    farside.far(rabbitmq.url)
     _came_true(farside, names)
     assert len(farside.far_runs()) == 50
 
 
 def test_relay_faults_i2_message_too_large_for_rabbitmq_is_parked_and_others_go_on(
-    own_rabbitmq: RabbitMQ, farside: FarSide
+    rabbitmq: RabbitMQ, farside: FarSide
 ) -> None:
     # Given RabbitMQ that takes no more than 20 kB, and one message of more between others
     for name in ("a", "x" * 30_000, "b"):
         farside.note.send(name)
     # When they are relayed
-    farside.relay_once(own_rabbitmq.url)
+    farside.relay_once(rabbitmq.url)
     # Then the others are there, and that one is parked
-    farside.far(own_rabbitmq.url)
+    farside.far(rabbitmq.url)
     farside.wait_for({"a", "b"})
     assert [(reason, error) for reason, _, error in farside.stage.parked()] == [
         ("poison", "the broker refuses it, most likely as too large: raise its limit, or skip this intent")
     ]
-    assert own_rabbitmq.count(farside.queue) == 0
+    assert rabbitmq.count(farside.queue) == 0
 
 
-def test_relay_faults_checks_the_certificate_of_rabbitmq(authority: Authority, farside: FarSide) -> None:
-    need_rabbitmq()
-    home = Path(tempfile.mkdtemp(prefix="ob-"))
+def test_relay_faults_checks_the_certificate_of_rabbitmq(rabbitmq: RabbitMQ, farside: FarSide) -> None:
     # Given RabbitMQ with a certificate of an authority that nobody trusts
-    server = RabbitMQ(home, tls=authority.certificate())
+    farside.note.send("x")
+    # When the relay hasn't been told of that authority, and when it has
+    untrusting = farside.relay(rabbitmq.tls_url)
+    why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'reached'"
+    until(lambda: farside.stage.one(why, farside.target), "a lane waits")
+    untrusting.send_signal(signal.SIGTERM)
+    untrusting.communicate(timeout=LIMIT)
+    # Then the message goes with the second one, and not with the first
+    assert rabbitmq.count(farside.queue) == 0
+    farside.relay_once(rabbitmq.tls_url, OUTBOX_RELAY_CA_FILE=str(rabbitmq.ca_file))
+    assert rabbitmq.count(farside.queue) == 1
+
+
+def test_relay_faults_checks_the_certificate_of_redis(authority: Authority, farside: FarSide, tmp_path: Path) -> None:
+    # Given Redis with a certificate of an authority that nobody trusts
+    need_redis()
+    server = RedisServer(tmp_path, *DURABLE, tls=authority.certificate())
+    server.start()
     try:
-        server.start()
         farside.note.send("x")
-        # When the relay hasn't been told of that authority, and when it has
-        untrusting = farside.relay(server.url)
+        # When the relay hasn't been told of that authority
+        untrusting = farside.relay(server.tls_url)
         why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'reached'"
         until(lambda: farside.stage.one(why, farside.target), "a lane waits")
+        # Then nothing went there; and it goes when the relay trusts it
+        assert server.count(farside.queue) == 0
         untrusting.send_signal(signal.SIGTERM)
         untrusting.communicate(timeout=LIMIT)
-        # Then the message goes with the second one
-        farside.relay_once(server.url, OUTBOX_RELAY_CA_FILE=str(authority.ca_file))
-        assert farside.stage.parked() == []
+        farside.relay_once(server.tls_url, OUTBOX_RELAY_CA_FILE=str(authority.ca_file))
+        assert server.count(farside.queue) == 1
     finally:
         server.kill()
-        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_relay_faults_i2_i7_message_stays_until_what_became_of_it_can_be_told(
+    rabbitmq: RabbitMQ, farside: FarSide
+) -> None:
+    # Given a far worker that is to tell Postgres, and can't reach it
+    stage, saga = farside.stage, _saga(farside)
+    farside.relay(rabbitmq.url)
+    cut_off = farside.far(rabbitmq.url, "postgresql://app@/nothing?host=/nowhere")
+    with stage.engine(saga):
+        with stage.company.sessions.begin() as session:
+            started = saga.start(session, Order("x"))
+        # When it has run the step, and dies without having told
+        until(farside.far_runs, "it ran")
+        until(lambda: "stays unacknowledged" in farside.far_said(), "it can't tell")
+        cut_off.kill()
+        cut_off.wait(LIMIT)
+        assert stage.one("select ended_at from outbox.saga where id = %s", started) is None
+        # Then the next one has the message again, and tells
+        farside.far(rabbitmq.url, stage.urls["app"])
+        ended = "select state from outbox.saga where id = %s and ended_at is not null"
+        assert until(lambda: stage.one(ended, started), "the saga ends") == "completed"
+    assert farside.far_runs() == ["x", "x"]
+    assert len(farside.messages_of("x")) == 1
+
+
+def test_relay_faults_i2_what_a_killed_worker_had_in_hand_is_relayed(
+    redis_server: RedisServer, farside: FarSide
+) -> None:
+    # Given a worker here that dies with a message in hand
+    stage = farside.stage
+    farside.queue = "default"
+    stage.company.waits.send("held", "gate")
+    worker = stage.start("default")
+    until(lambda: stage.runs("held"), "it runs")
+    worker.kill()
+    worker.wait(LIMIT)
+
+    # When the queue is relayed, which is refused until the dead one's lease is over
+    def relayed() -> bool:
+        process = farside.relay(redis_server.url, "--until-idle")
+        _, said = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0 or "is worked here" in said, said
+        return process.returncode == 0
+
+    until(relayed, "the queue is relayed")
+    # Then that message was handed on
+    assert redis_server.count("default") == 1
+    assert stage.parked() == []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +11,9 @@ from sqlalchemy.orm import Session
 
 from outbox import Retry, Saga, whereabouts
 from outbox.saga.run import Action, Run
-from tests.fixtures.brokers import DURABLE, RedisServer, need_redis
+from tests.fixtures.brokers import RedisServer
 from tests.fixtures.farside import BROKER, FarSide
 from tests.fixtures.site import LIMIT, until
-from tests.fixtures.tls import Authority
 
 
 @pytest.fixture
@@ -177,24 +174,3 @@ def test_relay_refuses_a_password_on_the_command_line(farside: FarSide) -> None:
     assert process.returncode == 1
     assert "OUTBOX_RELAY" in said
     assert "hush" not in said
-
-
-def test_relay_checks_the_certificate_of_the_broker(authority: Authority, farside: FarSide, tmp_path: Path) -> None:
-    # Given Redis with a certificate of an authority that nobody trusts
-    need_redis()
-    server = RedisServer(tmp_path, *DURABLE, tls=authority.certificate())
-    server.start()
-    try:
-        farside.note.send("x")
-        # When the relay hasn't been told of that authority
-        untrusting = farside.relay(server.tls_url)
-        why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'reached'"
-        until(lambda: farside.stage.one(why, farside.target), "a lane waits")
-        # Then nothing went there; and it goes when the relay trusts it
-        assert server.count(farside.queue) == 0
-        untrusting.send_signal(signal.SIGTERM)
-        untrusting.communicate(timeout=LIMIT)
-        farside.relay_once(server.tls_url, OUTBOX_RELAY_CA_FILE=str(authority.ca_file))
-        assert server.count(farside.queue) == 1
-    finally:
-        server.kill()

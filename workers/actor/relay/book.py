@@ -27,6 +27,8 @@ class Told(NamedTuple):
     """What the far side says became of a message."""
 
     id: int
+    #: dramatiq's id.
+    message: str
     verdict: str
     error: str
 
@@ -57,6 +59,7 @@ def hear(conn: Connection, told: Sequence[Told]) -> None:
     """Record what the far side says. Said again, nothing happens."""
     parameters = {
         "ids": [one.id for one in told],
+        "messages": [one.message for one in told],
         "verdicts": [one.verdict for one in told],
         "errors": [one.error for one in told],
     }

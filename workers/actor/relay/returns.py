@@ -105,8 +105,8 @@ class Returns(threading.Thread):
 
 def _read(args: Any) -> Told | None:
     match list(args):
-        case [int(number), ("applied" | "failed") as verdict, str(error)]:
-            return Told(number, verdict, error)
+        case [int(number), str(message), ("applied" | "failed") as verdict, str(error)]:
+            return Told(number, message, verdict, error)
     return None
 
 
