@@ -64,7 +64,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# As root on Debian the tests also run a private Postfix, a private PgBouncer and strace. The packages' own services
+# As root on Debian the tests also run a private Postfix, PgBouncer, RabbitMQ and Redis, and strace. The packages' own services
 # are not started: policy-rc.d is Debian's switch for that.
 test-packages:
 	@missing=; \
@@ -73,6 +73,8 @@ test-packages:
 	command -v mount >/dev/null || missing="$$missing mount"; \
 	PATH="$$PATH:/usr/sbin" command -v postfix >/dev/null || missing="$$missing postfix"; \
 	PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || missing="$$missing pgbouncer"; \
+	PATH="$$PATH:/usr/sbin" command -v rabbitmq-server >/dev/null || missing="$$missing rabbitmq-server"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "make: tests that need$$missing are skipped: install them, or run as root on Debian" >&2; exit 0; fi; \

@@ -31,16 +31,15 @@ from outbox.actor.delivered import Delivered
 from outbox.database import Connection, connect, reason
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
-from outbox.intent import Intent
 from outbox.retry import OUTAGE
 from workers.actor import glance, retries, share
 from workers.actor.channel import Channel
 from workers.actor.consumer import Consumer, Said
 from workers.actor.estate import NEVER, Estate
-from workers.actor.holding import Holding
 from workers.actor.intake import Intake
 from workers.actor.keeper import Keeper
 from workers.actor.ledger import Ledger, Settled
+from workers.actor.quarantine import Quarantine, Step
 from workers.tenure import lost, patience
 
 logger = logging.getLogger("outbox.actor")
@@ -79,8 +78,9 @@ class Delivery:
         self._intake = Intake(self._broker, self.owner, self._ledger, self._keeper)
         self._estate = Estate(
             self.owner, self._ttl, self._broker.lanes,
-            channels=self._channels, keeper=self._keeper, ledger=self._ledger,
+            state=self._broker.worker_settings.state, channels=self._channels, keeper=self._keeper, ledger=self._ledger,
         )  # fmt: skip
+        self._quarantine = Quarantine()
         self._thread: threading.Thread | None = None
 
     # ------------------------------------------------------------------------------- dramatiq's threads
@@ -166,6 +166,9 @@ class Delivery:
 
     def _serve(self, conn: Connection) -> None:
         self._newest = None
+        self._estate.recover(conn)
+        # What was to be written when the connection was lost, before anything else is read or taken.
+        self._write(conn, at_once=True)
         while not self._stopping:
             self._woken = False
             with suppress(BlockingIOError):
@@ -174,24 +177,27 @@ class Delivery:
             if self._estate.share(conn):
                 # A lane that was just claimed may be further than the tick that we know.
                 self._newest = None
+                if self._estate.look_around(conn):
+                    self._retried_at = NEVER
             hunger = {target: channel.appetite() for target, channel in list(self._channels.items())}
             self._retry(conn, hunger)
+            if self._quarantine.closed:
+                hunger = {}
             more = self._read(conn, hunger)
             self._write(conn)
-            if not more:
+            if not more and not (self._retried_at == NEVER and self._estate.holdings):
                 self._wait(conn)
         self._take_settled()
         for holding in self._estate.holdings:
             self._estate.give_back(conn, holding)
         for channel in self._channels.values():
-            for message in channel.withdraw():
-                self._ledger.settle(Settled(message, Said.BACK), None)
+            self._estate.return_parked(channel)
         self._write(conn)
         share.leave(conn, self.owner, list(self._channels))
 
     def _wait(self, conn: Connection) -> None:
         """Until there may be something to do: a tick, something given back, a time."""
-        if list(conn.notifies(timeout=0)):
+        if self._heard(conn):
             # Came with the answer to some statement: there is nothing more to wait for.
             self._newest = None
             return
@@ -204,19 +210,29 @@ class Delivery:
                 _readable(pause, conn.fileno())
         else:
             _readable(pause, conn.fileno(), self._pipe[0])
-        notices = list(conn.notifies(timeout=0))
-        if notices or conn.pooled or pause == retries.EVERY:
+        if self._heard(conn) or conn.pooled or pause == retries.EVERY:
             self._newest = None
+
+    def _heard(self, conn: Connection) -> bool:
+        """Whether anything was notified: a tick, or that an operator has decided about something parked."""
+        notices = list(conn.notifies(timeout=0))
+        if any(notice.payload == "decided" for notice in notices):
+            self._estate.look_again()
+        return bool(notices)
 
     def _take_settled(self) -> None:
         while self._settled:
             one = self._settled.popleft()
-            message, hold = one.message, one.message.hold
-            self._estate.out.pop(message.id, None)
+            message = one.message
+            if self._estate.out.get(message.id) is message:
+                del self._estate.out[message.id]
             holding = self._estate.source(message)
-            if one.said is Said.BACK and self._channels[hold.target].is_open and (holding or hold.holder):
-                # Another consumer of this process has taken the place of the one that gave it back.
-                self._estate.take(hold.target, [message])
+            if message.stale:
+                # It looked as if it was in other hands, and nobody has begun it: that may have been wrong.
+                message.stale, one = False, Settled(message, Said.BACK)
+            if one.said is Said.BACK and holding is not None:
+                # For another consumer of this process; or it goes with its lane.
+                self._estate.take(message.hold.target, [message])
             else:
                 self._ledger.settle(one, holding)
 
@@ -227,20 +243,58 @@ class Delivery:
         if not self._estate.holdings or time.monotonic() - self._retried_at < retries.EVERY:
             return
         self._retried_at = time.monotonic()
-        targets = sorted({holding.lane.target for holding in self._estate.holdings})
-        for target, deaths in retries.ready(conn, targets).items():
-            if deaths[0] > 0:
-                # One that is done must not look as if it had been there when the next one kills this process.
-                self._write(conn, at_once=True)
-            suspects = sum(m.hold.target == target and m.deaths > 1 for m in self._estate.out.values())
-            taken = retries.take(
-                conn, self.owner, self._estate.of(target), limit=hunger[target], suspects=suspects, deaths=deaths
-            )
-            messages = self._intake.taken(conn, target, taken)
-            hunger[target] -= len(messages)
-            self._estate.take(target, messages)
-            if taken:
-                self._retried_at = NEVER
+        due = retries.ready(conn, self._estate.holdings)
+        if any(one.once or one.often for one in due):
+            # One that is done must not look as if it had been there when the next one kills this process.
+            self._write(conn, at_once=True)
+        for target in [one.target for one in due if one.hopeless]:
+            retries.give_up(conn, self._estate.of(target))
+        if self._isolate(conn, next((one.target for one in due if one.often), None), hunger):
+            return
+        for target in [one.target for one in due if one.once]:
+            room = retries.SUSPECTS - self._suspects(target)
+            self._take(conn, target, hunger, min(room, hunger[target]), deaths=(1, 1))
+        for target in [one.target for one in due if one.plain]:
+            self._take(conn, target, hunger, hunger[target])
+
+    def _isolate(self, conn: Connection, target: str | None, hunger: dict[str, int]) -> bool:
+        """See to one of a queue that was in hand twice when its worker died. → whether nothing else is to be taken."""
+        estate, quarantine = self._estate, self._quarantine
+        in_hand = len(estate.out) + len(estate.claimed)
+        step = quarantine.step(wanted=target is not None, in_hand=in_hand, suspects=self._suspects(target))
+        if step is Step.JOIN and quarantine.message is not None:
+            retries.accompany(conn, self.owner, quarantine.message.id)
+            quarantine.end()
+        elif step in (Step.ALONE, Step.AMONG) and target is not None and hunger[target] > 0:
+            deaths = (retries.DEATHS - 1, retries.DEATHS_MOST - 1)
+            taken = self._take(conn, target, hunger, 1, deaths=deaths, alone=step is Step.ALONE)
+            if taken and step is Step.ALONE:
+                quarantine.begin(taken[0])
+        return quarantine.closed
+
+    def _suspects(self, target: str | None) -> int:
+        """How many are in hand of a queue that were there when a worker died."""
+        return sum(m.hold.target == target and m.deaths > 1 for m in self._estate.out.values())
+
+    def _take(
+        self,
+        conn: Connection,
+        target: str,
+        hunger: dict[str, int],
+        limit: int,
+        *,
+        deaths: tuple[int, int] = (0, 0),
+        alone: bool = False,
+    ) -> list[Delivered]:
+        """Take up to so many in hand that are due."""
+        holdings = self._estate.of(target)
+        look = retries.take(conn, self.owner, holdings, limit=limit, deaths=deaths, alone=alone)
+        messages = self._intake.taken(conn, target, look.taken)
+        hunger[target] -= len(messages)
+        self._estate.take(target, messages)
+        if look.more:
+            self._retried_at = NEVER
+        return messages
 
     def _read(self, conn: Connection, hunger: dict[str, int]) -> bool:
         """Read on in the lanes, as far as there are hands. → whether there may be more."""
@@ -248,22 +302,20 @@ class Delivery:
             return False
         if self._newest is None:
             self._newest = tick.latest(conn)
-        holdings = [holding for holding in self._estate.in_turn() if hunger[holding.lane.target] > 0]
-        pages = glance.look(conn, holdings, self._newest, hunger)
-        more = any(pages.values())
-        for holding, page in pages.items():
-            self._take_in(conn, holding, page, hunger)
-        for holding in holdings:
-            if holding not in pages and (limit := hunger[holding.lane.target]) > 0:
-                page = holding.read(conn, self._newest, limit)
-                self._take_in(conn, holding, page, hunger)
-                more = more or bool(page)
+        holdings = [holding for holding in self._estate.in_turn() if hunger.get(holding.lane.target, 0) > 0]
+        seen = glance.look(conn, holdings, self._newest, hunger)
+        more = False
+        # Those first: `hunger` has room for them.
+        for holding in [*seen, *(holding for holding in holdings if holding not in seen)]:
+            limit = hunger[holding.lane.target]
+            if holding not in seen and limit <= 0:
+                continue
+            page = seen[holding] if holding in seen else holding.read(conn, self._newest, limit)
+            messages = self._intake.page(conn, holding, page, limit) if page else []
+            hunger[holding.lane.target] -= len(messages)
+            self._estate.claimed += messages
+            more = more or bool(page)
         return more
-
-    def _take_in(self, conn: Connection, holding: Holding, page: list[Intent], hunger: dict[str, int]) -> None:
-        messages = self._intake.page(conn, holding, page)
-        hunger[holding.lane.target] -= len(messages)
-        self._estate.claimed += messages
 
     def _write(self, conn: Connection, *, at_once: bool = False) -> None:
         """Write down what is to be written, if it is time; then hand out what is claimed with it."""
@@ -274,6 +326,8 @@ class Delivery:
             return
         for holding in self._ledger.write(conn, holdings):
             self._estate.lose(holding)
+        if self._ledger.turned:
+            self._retried_at = NEVER
         self._wrote_at = time.monotonic()
         hit("actor.claimed")
         self._estate.hand_out()

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from uuid import UUID
 
 from outbox import era
 from outbox.actor import queue
 from outbox.actor.delivered import Delivered, Hold
 from outbox.database import Connection
-from outbox.errors import Fenced, OutboxError
+from outbox.errors import Fenced, OutboxError, WentBack
 from outbox.lane import Lane, now
-from workers.actor import retries, share
+from workers.actor import line, retries, share
 from workers.actor.channel import Channel
+from workers.actor.consumer import Said
 from workers.actor.holding import Holding
 from workers.actor.keeper import Keeper
-from workers.actor.ledger import Ledger
+from workers.actor.ledger import Ledger, Settled
 from workers.actor.share import Seat
 
 logger = logging.getLogger("outbox.actor")
@@ -43,14 +45,16 @@ class Estate:
         ttl: float,
         new_lanes: int,
         *,
+        state: Path | None,
         channels: Mapping[str, Channel],
         keeper: Keeper,
         ledger: Ledger,
     ) -> None:
-        """`new_lanes`: of a queue that the database doesn't know yet."""
+        """`new_lanes`: of a queue that the database doesn't know yet. `state`: this machine's state directory."""
         self._owner = owner
         self._ttl = ttl
         self._new_lanes = new_lanes
+        self._state = state
         self._channels = channels
         self._keeper = keeper
         self._ledger = ledger
@@ -61,6 +65,8 @@ class Estate:
         self.out: dict[int, Delivered] = {}
         self._declared: set[str] = set()
         self._shared_at = NEVER
+        #: Where the look around goes on, by queue.
+        self._looked: dict[str, str] = {}
 
     @property
     def holdings(self) -> list[Holding]:
@@ -136,12 +142,54 @@ class Estate:
             due = share.fair(len(lanes), self._owner, us) if channel.is_open else 0
             for holding in ours[due:]:
                 self.give_back(conn, holding)
+            if not channel.is_open:
+                self._return(channel)
             for seat in lanes:
                 if len(ours) < due and (seat.target, seat.lane) not in self._holdings:
                     ours += self._claim(conn, seat, channel)
+            if not channel.is_open:
+                self.return_parked(channel)
         if self._holdings:
             retries.orphans(conn, self.holdings)
+        self.recover(conn)
         return True
+
+    def return_parked(self, channel: Channel) -> None:
+        """What nobody has begun, and has rows of its own, goes back with the next write."""
+        for message in channel.withdraw():
+            self.out.pop(message.id, None)
+            self._ledger.settle(Settled(message, Said.BACK), self.source(message))
+
+    def recover(self, conn: Connection) -> None:
+        """Agree with the database about messages with rows of their own: the answer to a statement may never have come.
+
+        Those that it has as ours, and we don't, go back to it; those that we have and it doesn't are dropped, if nobody
+        has begun them: another consumer has them.
+        """
+        own = [m for m in self.out.values() if m.hold.holder is not None]
+        ours = retries.recover(conn, self._owner, sorted(self._channels), self.out.keys() | self._ledger.rows)
+        self._set_aside([m for m in self.out.values() if m.hold.holder is None and m.id in ours])
+        if gone := {m.id for m in own} - ours:
+            for channel in self._channels.values():
+                for message in channel.drop(gone):
+                    self.out.pop(message.id, None)
+
+    def _set_aside(self, messages: Sequence[Delivered]) -> None:
+        """They have rows of their own now, and are ours whoever has their lane."""
+        for message in messages:
+            message.hold = Hold(message.hold.target, message.hold.lane, 0, self._owner)
+            message.attempts = message.deaths = 1
+            message.mine = self._keeper.attends
+
+    def look_around(self, conn: Connection) -> bool:
+        """Give those their turn who wait behind nothing any more. → whether there was one."""
+        targets = {holding.lane.target for holding in self.holdings}
+        found = line.recall(conn, sorted(targets)) if targets else 0
+        for target in targets:
+            lanes = [(holding.lane.slots, holding.line) for holding in self.of(target)]
+            turned, self._looked[target] = line.around(conn, target, lanes, self._looked.get(target, ""))
+            found += turned
+        return found > 0
 
     def _check(self, conn: Connection) -> None:
         for holding in self.holdings:
@@ -155,14 +203,15 @@ class Estate:
         lane = share.take(conn, seat, self._owner, self._ttl)
         if lane is None:
             return []
-        holding = Holding(lane, channel)
+        holding = Holding(lane, channel, self._state)
         try:
-            era.check(conn)
             holding.begin(conn)
         except Fenced:
             return []
         except OutboxError as error:
             logger.error("%s: stopped: %s", lane, error)  # noqa: TRY400 - the sentence is enough
+            if isinstance(error, WentBack):
+                era.halt(conn, error.says)  # whoever remembers less must not go on either
             lane.show(conn, "stopped", str(error))
             lane.release(conn)
             return []
@@ -172,24 +221,25 @@ class Estate:
 
     def give_back(self, conn: Connection, holding: Holding) -> None:
         """Release a lane. What is running gets rows of its own, and the rest is left open for the next owner."""
-        lane = holding.lane
-        self._withdraw(holding)
         for lost_one in self._ledger.write(conn, self.holdings):
             self.lose(lost_one)
         if holding.lost:
             return
-        running = [m for m in self.out.values() if m.mine == holding.mine]
+        unbegun = holding.channel.withdraw(holding.lane.lane)
+        waiting = {message.id for message in unbegun}
+        running = [m for m in self.out.values() if m.mine == holding.mine and m.id not in waiting]
         try:
-            aside = self._ledger.release(conn, holding, running)
+            self._set_aside(self._ledger.release(conn, holding, running))
         except Fenced as error:
             logger.warning("%s", error)
-            aside = []
-        for message in aside:
-            message.hold = Hold(lane.target, lane.lane, 0, self._owner)
-            message.attempts = message.deaths = 1
-            message.mine = self._keeper.attends
+        except BaseException:
+            # It is ours as before, perhaps for long.
+            holding.channel.put(unbegun)
+            raise
+        for number in waiting:
+            self.out.pop(number, None)
         self.lose(holding)
-        logger.info("%s: given back", lane)
+        logger.info("%s: given back", holding.lane)
 
     def lose(self, holding: Holding) -> None:
         """The lane is another's, or nobody's: its messages are not ours any more."""
@@ -203,6 +253,12 @@ class Estate:
         for holding in self.holdings:
             self.lose(holding)
         self.claimed.clear()
+
+    def _return(self, channel: Channel) -> None:
+        """Put back what has rows of its own and nobody has begun: others may be waiting for it, or behind it."""
+        for message in channel.withdraw():
+            self.out.pop(message.id, None)
+            self._ledger.settle(Settled(message, Said.BACK), self.source(message))
 
     def _withdraw(self, holding: Holding) -> None:
         """Take back what nobody has begun of it."""

@@ -23,7 +23,7 @@ MOST = 64
 def look(
     conn: Connection, holdings: Sequence[Holding], newest: Tick, hunger: Mapping[str, int]
 ) -> dict[Holding, list[Intent]]:
-    """What there is up to `newest`, for lanes of which that is all; those have passed it when this returns.
+    """What there is up to `newest`, for lanes of which that is all: pages as after `Holding.read`.
 
     `hunger`: how many messages each queue takes, at most. Lanes that are left out are to be read one by one.
     """
@@ -36,7 +36,7 @@ def look(
         if len(together) > 1:
             seen.update(_between(conn, start, newest, together, hunger))
     for holding, page in seen.items():
-        holding.passed(newest, page)
+        holding.shown(newest, page)
     return seen
 
 
