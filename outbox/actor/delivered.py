@@ -7,13 +7,20 @@ which consumer: what counts is the lane that it came from, with its epoch, or th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 
 from outbox.actor.turn import Turn
+
+if TYPE_CHECKING:
+    from outbox.actor.results import Result
+
+#: The message whose actor has just ended in this thread, while middleware hears of it.
+FINISHING: ContextVar[Delivered | None] = ContextVar("outbox_finishing", default=None)
 
 
 class Hold(NamedTuple):
@@ -64,20 +71,36 @@ class Delivered(MessageProxy):
         self.consumer: UUID | None = hold.holder
         #: Whether it was never begun, because it is in other hands by now.
         self.stale = False
+        #: Seconds until it may begin, if it was never begun because it is over its rate limit.
+        self.wait: float | None = None
+        #: Whose worker has it, once it is run.
+        self.broker: dramatiq.Broker | None = None
+        #: What is to be stored with its acknowledgement, and whether its actor's own transaction has done that.
+        self.result: Result | None = None
+        self.result_stored = False
         #: What the worker asks before it begins.
         self.mine: Callable[[], bool] = _always
 
     @property
+    def begun(self) -> bool:
+        """Whether its actor was to run here. If not, nobody is told about it."""
+        return not self.stale and self.wait is None
+
+    @property
     def failure(self) -> str:
         """What went wrong, by kind and place; never the text, which may quote arguments."""
-        error = self._exception
-        if error is None:
-            return "it was rejected"
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-        return f"{self._message.actor_name} raised {type(error).__name__}{where}"
+        return failure_of(self._message.actor_name, self._exception)
+
+
+def failure_of(actor: str, error: BaseException | None) -> str:
+    """What went wrong in an actor, by kind and place."""
+    if error is None:
+        return "it was rejected"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return f"{actor} raised {type(error).__name__}{where}"
 
 
 def _always() -> bool:

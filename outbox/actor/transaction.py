@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from outbox.actor import results
 from outbox.actor.delivered import Delivered
 from outbox.errors import Fenced, NotReady
 
@@ -36,10 +37,11 @@ def transaction(broker: Sending, message: Delivered | None) -> Iterator[Session]
     sessions = None if broker.outbox is None else broker.outbox.sessions
     if not callable(sessions) or _is_async(sessions):
         raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
-    with sessions() as session, session.begin(), broker.using(session):
-        yield session
-        _acknowledge(session, running)
-    running.done = True
+    with _ending(running):
+        with sessions() as session, session.begin(), broker.using(session):
+            yield session
+            _acknowledge(session, running)
+        running.done = running.result_stored = True
 
 
 @asynccontextmanager
@@ -50,13 +52,24 @@ async def atransaction(broker: Sending, message: Delivered | None, sessions: Any
         sessions = broker.outbox.sessions
     if not _is_async(sessions):
         raise NotReady("the broker has no async sessions: use broker.atransaction(async_sessionmaker) here")
-    async with sessions() as session, session.begin():
-        if broker.outbox is None or broker.outbox.of(session.sync_session) is not broker.outbox:
-            raise NotReady("the broker's outbox is not attached to these sessions: see Outbox(async_sessionmaker)")
-        with broker.using(session.sync_session):
-            yield session
-            await session.run_sync(_acknowledge, running)
-    running.done = True
+    with _ending(running):
+        async with sessions() as session, session.begin():
+            if broker.outbox is None or broker.outbox.of(session.sync_session) is not broker.outbox:
+                raise NotReady("the broker's outbox is not attached to these sessions: see Outbox(async_sessionmaker)")
+            with broker.using(session.sync_session):
+                yield session
+                await session.run_sync(_acknowledge, running)
+        running.done = running.result_stored = True
+
+
+@contextmanager
+def _ending(message: Delivered) -> Iterator[None]:
+    """What was said of a result in a transaction that came to nothing is forgotten."""
+    try:
+        yield
+    finally:
+        if not message.done:
+            message.result = None
 
 
 def _running(message: Delivered | None, name: str) -> Delivered:
@@ -84,3 +97,7 @@ def _acknowledge(session: Session, message: Delivered) -> None:
         if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":
             raise Fenced("the message is in other hands by now: nothing was written") from None
         raise
+    if message.result is not None:
+        # It rings when it is written down that the message is done: this is an application's transaction.
+        wanted = results.parameters([message.result], rings=False)
+        session.execute(sa.text("select outbox.store_results(:keys, :values, :ttls, :rings)"), wanted)

@@ -22,13 +22,14 @@ import dramatiq
 from outbox.errors import IntentRefused
 from outbox.intent import Intent
 
-OPTIONS = frozenset({"ordering_key", "concurrency_key", "concurrency"})
+OPTIONS = frozenset({"ordering_key", "pass_dead_letters", "concurrency_key", "concurrency"})
 """What an actor, or a message, can say of its turn."""
 
 LIMIT_MOST = 9999
 """The most messages of a key that run at a time. Beyond that, it is no limit."""
 
 _ORDERED = "send.ordered"
+_PASSED = "send.ordered.passed"
 _LIMITED = re.compile(r"send\.limited\.([1-9][0-9]{0,3})")
 
 
@@ -38,17 +39,21 @@ class Turn(NamedTuple):
     key: str
     #: How many of the key may run at a time; 0: one, in the order of the log.
     limit: int
+    #: In order: whether those behind go on when it is given up.
+    passed: bool = False
 
     @property
     def action(self) -> str:
         """How an intent says it (also in 0013_keys.sql: outbox.turns)."""
-        return f"send.limited.{self.limit}" if self.limit else _ORDERED
+        if self.limit:
+            return f"send.limited.{self.limit}"
+        return _PASSED if self.passed else _ORDERED
 
 
 def turn_in(intent: Intent) -> Turn | None:
     """The turn that an intent waits for; None: its key means nothing."""
-    if intent.action == _ORDERED:
-        return Turn(intent.key, 0)
+    if intent.action in (_ORDERED, _PASSED):
+        return Turn(intent.key, 0, intent.action == _PASSED)
     found = _LIMITED.fullmatch(intent.action)
     return Turn(intent.key, int(found[1])) if found else None
 
@@ -74,7 +79,7 @@ def turn_of(message: dramatiq.Message[Any], actor: dramatiq.Actor[Any, Any] | No
     if not own and not said:
         return None
     if own.get("ordering_key") is not None:
-        said = {}
+        said = {option: value for option, value in said.items() if option == "pass_dead_letters"}
     elif own.get("concurrency_key") is not None:
         said.pop("ordering_key", None)
     options = {**said, **own}
@@ -82,7 +87,7 @@ def turn_of(message: dramatiq.Message[Any], actor: dramatiq.Actor[Any, Any] | No
     limit = _limit(options, name)
     _consistent(options, name)
     if (key := _key("ordering_key", options, message)) is not None:
-        return Turn(key, 0)
+        return Turn(key, 0, options.get("pass_dead_letters") is True)
     if limit is None:
         return None
     if options.get("concurrency_key") is None:
@@ -94,7 +99,9 @@ def turn_of(message: dramatiq.Message[Any], actor: dramatiq.Actor[Any, Any] | No
 
 def _consistent(options: Mapping[str, Any], name: str) -> None:
     given = {option for option in OPTIONS if options.get(option) is not None}
-    if "ordering_key" in given and len(given) > 1:
+    if "pass_dead_letters" in given and not isinstance(options["pass_dead_letters"], bool):
+        raise IntentRefused(f"pass_dead_letters of {name} is neither True nor False: give one of them")
+    if "ordering_key" in given and given & {"concurrency", "concurrency_key"}:
         raise IntentRefused(
             f"{name} has an ordering key and a concurrency: in order, they run one at a time already; leave one out"
         )

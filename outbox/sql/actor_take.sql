@@ -27,7 +27,7 @@ with fence as (
               when i.turns = 0 and (i.place > 1 or exists (
                      select from outbox.parked h
                       where h.target = %(target)s and h.key = i.key and h.id < i.id
-                        and h.reason not in ('due', 'skipped'))) then false
+                        and h.reason not in ('due', 'skipped') and not outbox.aside(h))) then false
               else i.place + hands.running + coalesce(busy.running, 0) <= greatest(i.turns, 1) end as turn
     from line i
    cross join lateral (select count(*) as running from outbox.parked h

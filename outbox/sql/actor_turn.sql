@@ -18,7 +18,7 @@ with turn as (
               and (first.turns > 0 or not exists (
                      select from outbox.parked h
                       where h.target = k.target and h.key = k.key and h.id < first.id
-                        and h.reason not in ('due', 'skipped')))
+                        and h.reason not in ('due', 'skipped') and not outbox.aside(h)))
             order by p.id limit greatest(0, greatest(coalesce(first.turns, 1), 1) - now.hands)
               for update skip locked) as n
 )

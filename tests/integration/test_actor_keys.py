@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-
-import pytest
-
 from outbox.decision import decide
-from outbox.errors import IntentRefused
 from tests.fixtures.actors import Stage
 from tests.fixtures.site import until
 
@@ -18,6 +13,7 @@ BLOCKED = "select count(*) from outbox.parked where reason = 'blocked'"
 def test_actor_i4_key_runs_in_order_and_others_go_on_when_one_fails_or_takes_long(stage: Stage) -> None:
     # Given messages of two keys: the first of one fails at first, the first of the other runs until the gate is open
     company = stage.company
+    company.note.send_with_options(args=("b late",), ordering_key="b", delay=24 * 3600 * 1000)
     stage.work()
     company.flaky.send_with_options(args=("a0",), ordering_key="a")
     company.waits.send_with_options(args=("b0", "gate"), ordering_key="b")
@@ -27,11 +23,15 @@ def test_actor_i4_key_runs_in_order_and_others_go_on_when_one_fails_or_takes_lon
     # When the first key has gone on after the failure, in order
     until(lambda: stage.one(RUNS, "^a") == ["a0", "a0", "a1", "a2", "a3"], "the first key is done, in order")
     # Then nothing of the other one has begun but its first, and the rest is shown as waiting for that
-    until(lambda: [reason for reason, _, _ in stage.parked()] == ["blocked"] * 3, "the rest of the other key waits")
+    reasons = "select array_agg(reason order by id) from outbox.parked"
+    until(lambda: stage.one(reasons) == ["due", "blocked", "blocked", "blocked"], "the rest of the other key waits")
+    # Not even a delayed one whose time has come; but that is the next then
+    stage.admin.execute("update outbox.parked set retry_at = now() where reason = 'due'")
+    until(lambda: stage.one(reasons) == ["blocked"] * 4, "it waits, too")
     assert stage.one(RUNS, "^b") == ["b0"]
     stage.open_gate("gate")
     stage.drained()
-    assert stage.one(RUNS, "^b") == ["b0", "b1", "b2", "b3"]
+    assert stage.one(RUNS, "^b") == ["b0", "b late", "b1", "b2", "b3"]
     assert stage.parked() == []
 
 
@@ -51,13 +51,20 @@ def test_actor_i4_key_waits_behind_a_dead_letter_until_an_operator_decides(stage
     # And the queue is as done as it gets without an operator
     stage.drained()
     assert stage.one(RUNS, "^a[12]") is None
-    # Who skips the dead one
-    dead = stage.one("select id from outbox.parked where reason = 'poison'")
+    # And one that is to be passed when it is given up, of another key, holds up nobody
+    company.fails.send_with_options(args=("b0",), ordering_key="b", pass_dead_letters=True)
+    company.note.send_with_options(args=("b1",), ordering_key="b")
+    until(lambda: stage.runs("b1") == 1, "it goes on without it")
+    assert stage.one(RUNS, "^b") == ["b0", "b0", "b0", "b1"]
+    company.note.send_with_options(args=("b2",), ordering_key="b")
+    until(lambda: stage.runs("b2") == 1, "it is in nobody's way")
+    # Who skips the first dead one
+    dead = stage.one("select min(id) from outbox.parked where reason = 'poison'")
     assert [one.refused for one in decide(stage.admin, "skip", [dead])] == [None]
     stage.drained()
     # Then the others run
     until(lambda: stage.one(RUNS, "^a[12]") == ["a1", "a2"], "the others run, in order")
-    assert [reason for reason, _, _ in stage.parked()] == ["skipped"]
+    assert [reason for reason, _, _ in stage.parked()] == ["skipped", "poison"]
 
 
 def test_actor_i10_limit_is_kept_by_all_workers_and_others_go_on_when_many_wait(stage: Stage) -> None:
@@ -81,30 +88,3 @@ def test_actor_i10_limit_is_kept_by_all_workers_and_others_go_on_when_many_wait(
     assert stage.parked() == []
     company.note.send_with_options(args=("after",), concurrency_key="host", concurrency=2)
     until(lambda: stage.runs("after") == 1, "a new one runs")
-
-
-def test_actor_i4_next_of_a_key_waits_for_another_process_when_its_lane_has_gone_elsewhere(stage: Stage) -> None:
-    # Given a worker that runs the first message of a key, with one of it behind
-    company = stage.company
-    company.waits.send_with_options(args=("a0", "gate"), ordering_key="a")
-    company.note.send_with_options(args=("a1",), ordering_key="a")
-    first = stage.start(OUTBOX_TTL="120")
-    until(lambda: stage.runs("a0") == 1 and stage.one(BLOCKED) == 1, "it runs, and the other waits")
-    # When it is told to end, and another one has all lanes
-    first.send_signal(signal.SIGTERM)
-    stage.start(OUTBOX_TTL="120")
-    for n in range(20):
-        company.note.send(f"n{n}")
-    until(lambda: stage.one("select count(*) from effect where name ~ '^n'") == 20, "the other one works in all lanes")
-    # Then the next of the key waits for the first process
-    assert (stage.one(RUNS, "^a"), stage.one(BLOCKED)) == (["a0"], 1)
-    stage.open_gate("gate")
-    stage.drained()
-    assert stage.one(RUNS, "^a") == ["a0", "a1"]
-    assert stage.one("select count(distinct pid) from effect where name ~ '^a'") == 2
-
-
-@pytest.mark.parametrize("key", ["", 7, "x" * 600])
-def test_actor_message_is_refused_when_its_key_is_none(stage: Stage, key: object) -> None:
-    with pytest.raises(IntentRefused):
-        stage.company.note.send_with_options(args=("x",), ordering_key=key)

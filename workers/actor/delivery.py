@@ -78,7 +78,7 @@ class Delivery:
         self._intake = Intake(self._broker, self.owner, self._ledger, self._keeper)
         self._estate = Estate(
             self.owner, self._ttl, self._broker.lanes,
-            channels=self._channels, keeper=self._keeper, ledger=self._ledger,
+            state=self._broker.worker_settings.state, channels=self._channels, keeper=self._keeper, ledger=self._ledger,
         )  # fmt: skip
         self._quarantine = Quarantine()
         self._thread: threading.Thread | None = None

@@ -14,13 +14,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from uuid import UUID
 
 from outbox import era
 from outbox.actor import queue
 from outbox.actor.delivered import Delivered, Hold
 from outbox.database import Connection
-from outbox.errors import Fenced, OutboxError
+from outbox.errors import Fenced, OutboxError, WentBack
 from outbox.lane import Lane, now
 from workers.actor import line, retries, share
 from workers.actor.channel import Channel
@@ -44,14 +45,16 @@ class Estate:
         ttl: float,
         new_lanes: int,
         *,
+        state: Path | None,
         channels: Mapping[str, Channel],
         keeper: Keeper,
         ledger: Ledger,
     ) -> None:
-        """`new_lanes`: of a queue that the database doesn't know yet."""
+        """`new_lanes`: of a queue that the database doesn't know yet. `state`: this machine's state directory."""
         self._owner = owner
         self._ttl = ttl
         self._new_lanes = new_lanes
+        self._state = state
         self._channels = channels
         self._keeper = keeper
         self._ledger = ledger
@@ -200,14 +203,15 @@ class Estate:
         lane = share.take(conn, seat, self._owner, self._ttl)
         if lane is None:
             return []
-        holding = Holding(lane, channel)
+        holding = Holding(lane, channel, self._state)
         try:
-            era.check(conn)
             holding.begin(conn)
         except Fenced:
             return []
         except OutboxError as error:
             logger.error("%s: stopped: %s", lane, error)  # noqa: TRY400 - the sentence is enough
+            if isinstance(error, WentBack):
+                era.halt(conn, error.says)  # whoever remembers less must not go on either
             lane.show(conn, "stopped", str(error))
             lane.release(conn)
             return []

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from outbox import log, sql, tick
+from outbox import era, log, sql, tick
+from outbox.actor.results import Result
 from outbox.database import Connection
 from outbox.failpoint import hit
 from outbox.intent import Intent
@@ -17,6 +19,7 @@ from outbox.lane import Lane, now
 from outbox.parked import Parking
 from outbox.position import Position
 from outbox.saga.report import Report
+from outbox.watermark import Watermark
 from workers.actor.channel import Channel
 from workers.actor.line import Line
 
@@ -30,8 +33,10 @@ STRIDE_MOST = 512
 class Holding:
     """One lane, from its claim until it is lost or released. Used by the delivery's thread alone."""
 
-    def __init__(self, lane: Lane, channel: Channel) -> None:
+    def __init__(self, lane: Lane, channel: Channel, state: Path | None = None) -> None:
+        """`state` is the state directory of this machine: see `outbox.watermark`."""
         self.lane = lane
+        self._watermark = Watermark(state, str(lane))
         self.channel = channel
         #: Claimed, and not done yet.
         self.open: set[int] = set()
@@ -40,6 +45,7 @@ class Holding:
         self.parkings: list[Parking] = []
         self.reports: list[Report] = []
         self.forget: list[int] = []
+        self.results: dict[int, Result] = {}
         #: Whether something must be written soon.
         self.dirty = False
         #: Set when another owner has it, or nobody: its messages are not ours any more.
@@ -54,7 +60,11 @@ class Holding:
         self._written_at = 0.0
 
     def begin(self, conn: Connection) -> None:
-        """Find out where to go on, and park what the owner before left open: durable when it returns."""
+        """Find out where to go on, and park what the owner before left open: durable when it returns.
+
+        Raises `NotThisLog` when the log can't go on here.
+        """
+        self._watermark.check(conn, era.check(conn))
         lane = self.lane
         me = {"target": lane.target, "lane": lane.lane}
         with conn.transaction():
@@ -78,12 +88,16 @@ class Holding:
         `passed` goes on behind them."""
         position = self.position
         if not position.upto:
-            self._end = newest
+            self._end = tick.reach(conn, self._start, newest)
         elif self._end is None or self._end.id != position.upto:
             self._end = tick.get(conn, position.upto)
         end = self._end
         if end.id == position.tick:
             return []
+        if tick.same_place(self._start, end):
+            # The end of an era is the beginning of the next one.
+            self.position, self._start = log.step(position, end, None), end
+            return self.read(conn, newest, limit)
         limit = max(limit, self._stride)
         page = log.page(
             conn, self._start, end, target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit
@@ -114,5 +128,6 @@ class Holding:
     def wrote(self) -> None:
         """Everything in memory is durable."""
         self._written, self._written_at, self.dirty = self.position, time.monotonic(), False
-        self.parkings, self.reports, self.forget = [], [], []
+        self.parkings, self.reports, self.forget, self.results = [], [], [], {}
         self.line.wrote()
+        self._watermark.note(self.position)

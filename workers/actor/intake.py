@@ -69,7 +69,7 @@ class Intake:
                     if len(made) == limit:
                         break
         holding.passed(page, count, len(made))
-        return made
+        return self._in_time(conn, made, holding)
 
     def taken(self, conn: Connection, target: str, taken: Sequence[Taken]) -> list[Delivered]:
         """What is to be run of messages that were parked, and are ours now."""
@@ -84,7 +84,19 @@ class Intake:
             elif message := self._message(one.intent, one, hold, None):
                 message.mine = self._keeper.attends
                 made.append(message)
-        return made
+        return self._in_time(conn, made, None)
+
+    def _in_time(self, conn: Connection, messages: list[Delivered], holding: Holding | None) -> list[Delivered]:
+        """Those that are not over their rate limits, as far as that can be told before a thread is free. The others are
+        put back at once."""
+        waits = (
+            self._broker.rates.waits(conn, messages, self._broker.actors, begins=False) if self._broker.rates else {}
+        )
+        for message in messages:
+            if (wait := waits.get(message.id)) is not None:
+                message.wait = wait
+                self._ledger.settle(Settled(message, Said.WAIT), holding)
+        return [message for message in messages if message.wait is None]
 
     def _message(self, intent: Intent, taken: Taken, hold: Hold, holding: Holding | None) -> Delivered | None:
         try:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from outbox import parked, sql
 from outbox.actor.delivered import Delivered
+from outbox.actor.results import Result, store
 from outbox.database import Connection
 from outbox.errors import Fenced, IntentRefused
 from outbox.failpoint import hit
@@ -32,6 +33,9 @@ logger = logging.getLogger("outbox.actor")
 
 BACKOFF = Backoff(first=1.0, limit=60.0)
 """For what dramatiq's middleware was to send again and couldn't."""
+
+OVER = "it is over its rate limit, and waits for its turn"
+"""What is shown of such a message."""
 
 _NOT_KEPT = ("eta", "traceback")
 """Options that an earlier try has left and the next one doesn't need. A traceback may quote arguments."""
@@ -72,6 +76,10 @@ class Ledger:
         self._keys: dict[int, tuple[str, str]] = {}
         #: Whether somebody has got his turn with what was written last.
         self.turned = False
+        self._results: dict[int, Result] = {}
+        #: Of messages that their actors have acknowledged already, whoever has their lanes by now.
+        self._late: list[Result] = []
+        self._rings: list[str] = []
         #: Messages of lanes whose actor's own transaction may have committed after all.
         self._unsure: dict[int, Delivered] = {}
 
@@ -84,12 +92,21 @@ class Ledger:
         parking = self._parking(one)
         kept = parking if message.of_saga is False or one.said is not Said.DEAD else None  # else its saga's affair
         told = None if message.done else self._report(message, parking)
+        result = message.result if one.said in (Said.DONE, Said.DEAD) else None
+        if result is not None and message.done:
+            if message.result_stored:
+                self._rings.append(result.key)
+            else:
+                self._late.append(result)
+            result = None
         if message.hold.holder is not None:
             self._settle_own(one, kept, told)
         elif holding is not None:
             self._settle_lane(message, holding, kept, told)
         else:
             return
+        if result is not None:
+            (self._results if holding is None else holding.results)[message.id] = result
         if kept is not None and one.options is not None:
             self._keep(message, one.options)
 
@@ -114,7 +131,8 @@ class Ledger:
         if one.said is Said.BACK:
             self._rows.append(_Row(message.id, "retry", message.attempts - 1, message.deaths - 1))
         elif parking is not None:
-            self._rows.append(_Row(message.id, parking.reason, parking.attempts, 0, parking.wait, parking.error))
+            deaths = message.deaths - 1 if one.said is Said.WAIT else 0
+            self._rows.append(_Row(message.id, parking.reason, parking.attempts, deaths, parking.wait, parking.error))
         elif not message.done:  # its row is gone, if its actor has acknowledged it
             self._rows.append(_Row(message.id, None))
             self._forget.update([message.id] if message.kept else [])
@@ -127,6 +145,9 @@ class Ledger:
         attempts = max(1, message.attempts)
         if one.said is Said.DEAD:
             return Parking(message.id, "poison", attempts, error=one.error)
+        if one.said is Said.WAIT:
+            # As if it had never been taken.
+            return Parking(message.id, "retry", max(0, message.attempts - 1), message.wait or 0.0, OVER)
         if one.said is Said.RETRY:
             wait = BACKOFF.wait(attempts) if message.retry is None else message.retry
             return Parking(message.id, "retry", attempts, wait, one.error)
@@ -162,15 +183,14 @@ class Ledger:
 
     def nothing(self, holdings: Sequence[Holding]) -> bool:
         """Whether there is nothing to write."""
-        return not (self._rows or self._keys or any(holding.to_write for holding in holdings))
+        rows = self._rows or self._keys or self._late or self._rings
+        return not (rows or any(holding.to_write for holding in holdings))
 
     def write(self, conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
         """Write everything down. → the lanes among `holdings` that turn out to have another owner."""
         changed = [holding for holding in holdings if holding.to_write]
-        plain = not (
-            self._rows or self._keys or self._unsure
-            or any(h.parkings or h.reports or h.forget or h.line.changed for h in changed)
-        )  # fmt: skip
+        more = self._rows or self._keys or self._unsure or self._late or self._rings
+        plain = not (more or any(h.parkings or h.reports or h.forget or h.results or h.line.changed for h in changed))
         self.turned = False
         if plain:
             current = _positions(conn, changed)
@@ -182,11 +202,16 @@ class Ledger:
                 self._lanes(conn, [holding for holding in changed if holding in current], done)
                 self._own(conn)
                 self.turned = line.turn(conn, self._next(holdings, current)) > 0
+                if self._late:
+                    store(conn, self._late)
+                if self._rings:
+                    conn.execute("select outbox.ring(%s)", (self._rings,))
                 hit("actor.recording")
         hit("actor.recorded")
         for holding in current:
             holding.wrote()
         self._rows, self._kept, self._told, self._forget, self._unsure, self._keys = [], {}, {}, set(), {}, {}
+        self._results, self._late, self._rings = {}, [], []
         return set(changed) - current
 
     def _next(self, holdings: Sequence[Holding], current: set[Holding]) -> dict[tuple[str, str], int]:
@@ -209,6 +234,8 @@ class Ledger:
         if forget:
             conn.execute(sql.load("actor_forget"), {"ids": sorted(forget)})
         report.send_of_actors(conn, [r for holding in holdings for r in holding.reports if r.id not in done])
+        if results := [r for holding in holdings for number, r in holding.results.items() if number not in done]:
+            store(conn, results)
 
     def _own(self, conn: Connection) -> None:
         """Messages with rows of their own: as far as they are still ours."""
@@ -231,6 +258,8 @@ class Ledger:
         if forget := sorted(self._forget & mine):
             conn.execute(sql.load("actor_forget"), {"ids": forget})
         report.send_of_actors(conn, [told for number, told in self._told.items() if number in mine])
+        if results := [result for number, result in self._results.items() if number in mine]:
+            store(conn, results)
 
     def _store(self, conn: Connection, ids: Sequence[int]) -> None:
         kept = {number: self._kept[number] for number in ids if number in self._kept}
