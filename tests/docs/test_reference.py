@@ -16,7 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import OutboxBroker
+from outbox.actor import OutboxBroker, OutboxLimits, OutboxResults
 from outbox.aio import AsyncBlobVerbs, AsyncIndexVerbs, AsyncMailVerbs, AsyncOutbox
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
@@ -246,6 +246,11 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "OutboxBroker": OutboxBroker.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
+    "broker.result": OutboxBroker.result,
+    "broker.run": OutboxBroker.run,
+    "OutboxResults": OutboxResults.__init__,
+    "results.get_result": OutboxResults.get_result,
+    "OutboxLimits": OutboxLimits.__init__,
     "broker.action": OutboxBroker.action,
     "outbox.cancel": Outbox.cancel,
     "outbox.of": Outbox.of,
