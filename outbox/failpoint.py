@@ -71,6 +71,14 @@ NAMES = (
     "actor.recorded",
     "actor.claimed",
     "actor.released",
+    # Schedules of actors.
+    "cron.declared",
+    "cron.sending",
+    "cron.sent",
+    # The relay: steps of sagas are noted, messages handed on, outcomes heard.
+    "relay.noted",
+    "relay.confirmed",
+    "relay.heard",
     # What is parked.
     "parked.taken",
     "parked.returned",

@@ -23,20 +23,20 @@ asks Postgres for the transaction's fate, because a session can't know it when t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
 
 from outbox import sql
 from outbox.current import entered
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
+from outbox.heard import Sessions, heard
 from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
 from outbox.position import Token
@@ -58,12 +58,8 @@ _KNOWN = sa.text("select exists (select from outbox.participant where target = :
 class Outbox:
     """The verbs, attached to sessions. Safe to share between threads; a session is not."""
 
-    def __init__(
-        self,
-        sessions: sessionmaker[Any] | type[Session] | Session,
-        settings: Settings | None = None,
-    ) -> None:
-        """Attach to a sessionmaker, a Session class or a single session.
+    def __init__(self, sessions: Sessions, settings: Settings | None = None) -> None:
+        """Attach to a sessionmaker, an async_sessionmaker, a Session class or a single session.
 
         `settings` says where blobs are staged and what mail's domain is; by default `Settings.load()`, when needed.
         """
@@ -73,9 +69,10 @@ class Outbox:
         self.index = IndexVerbs(self)
         self.blobs = BlobVerbs(self)
         self.mail = MailVerbs(self)
-        event.listen(sessions, "before_commit", self._before_commit)
-        event.listen(sessions, "after_transaction_create", self._after_create)
-        event.listen(sessions, "after_transaction_end", self._after_end)
+        source = heard(sessions)
+        event.listen(source, "before_commit", self._before_commit)
+        event.listen(source, "after_transaction_create", self._after_create)
+        event.listen(source, "after_transaction_end", self._after_end)
 
     @property
     def settings(self) -> Settings:
@@ -185,8 +182,16 @@ class Outbox:
             session.info.pop(XID, None)
 
     def _insert(self, session: Session, connection: sa.Connection) -> None:
+        intents = session.info.pop(_PENDING)
+        if len(intents) == 1:
+            self._write(session, connection, sql.load("log_append_one"), append_one(intents[0]))
+        else:
+            self._write(session, connection, sql.load("log_append"), append_parameters(intents))
+
+    @staticmethod
+    def _write(session: Session, connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
         try:
-            rows = _append(connection, session.info.pop(_PENDING))
+            rows = _run(connection, statement, parameters)
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -197,7 +202,9 @@ class Outbox:
                 raise IntentRefused("Postgres can't store a payload: look for characters that are not text") from None
             raise
         hit("session.appended")
-        session.info[_TOKEN] = Token(*rows[-1])
+        if rows[-1][0] is not None:
+            session.info[_TOKEN] = Token(*rows[-1][:2])
+        return rows
 
     # --------------------------------------------------------------------------------- after the commit
 
@@ -239,6 +246,21 @@ class Outbox:
             pause = min(WAIT_MOST, pause * 1.5)
 
 
+def append_now(outbox: Outbox, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
+    """Write one intent at once, behind what was emitted before it: by a statement that decides whether to.
+    → its row (xid, id, …); xid is None if nothing was written."""
+    try:
+        session._autoflush()  # noqa: SLF001 - as every query does
+        if session.info.get(_PENDING):
+            outbox._insert(session, session.connection())  # noqa: SLF001 - of this module
+        return outbox._write(session, session.connection(), statement, parameters)[0]  # noqa: SLF001
+    except sa.exc.MissingGreenlet:
+        raise IntentRefused(
+            "this asks the database at once, and the session is an AsyncSession: "
+            "do it in await session.run_sync(lambda _: …)"
+        ) from None
+
+
 def reached(connection: sa.Connection, token: Token, target: str) -> bool:
     """Whether a participant has everything of the token's transaction. Raises `UnknownTarget`."""
     found = connection.execute(
@@ -257,16 +279,13 @@ def late(target: str, timeout: float) -> WaitTimeout:
     )
 
 
-def _append(connection: sa.Connection, intents: Sequence[Intent]) -> Sequence[Any]:
-    """All intents in one statement. → (xid, id) of each. Raises SQLAlchemy's errors, without the parameters.
+def _run(connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
+    """The rows of a statement that writes intents. Raises SQLAlchemy's errors, without the parameters.
 
     On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
     with one intent takes a tenth less time.
     """
     driver: Any = connection.connection.driver_connection
-    one = len(intents) == 1
-    statement = sql.load("log_append_one" if one else "log_append")
-    parameters = append_one(intents[0]) if one else append_parameters(intents)
     try:
         if isinstance(driver, psycopg.AsyncConnection):
             return sa.util.await_only(_fetched(driver, statement, parameters))

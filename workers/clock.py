@@ -55,6 +55,12 @@ EXPIRE_PAGE = 1000
 TICK_AGE = "1 hour"
 """Ticks younger than this are all kept."""
 
+UNIQUE_GROUP = 1000
+"""Keys of unique messages that are looked at in one transaction."""
+
+UNIQUE_GROUPS = 20
+"""Groups of them in one round."""
+
 TRASH_AGE = 24 * 3600.0
 """Seconds that a deleted blob stays in the trash."""
 
@@ -172,6 +178,10 @@ def keep_house(conn: psycopg.Connection[Any], blobs: Store | None) -> None:
     conn.execute(sql.load("position_thin"))
     hit("house.positions")
     expire(conn)
+    for _ in range(UNIQUE_GROUPS):
+        row = conn.execute("select outbox.forget_unique(%s)", (UNIQUE_GROUP,)).fetchone()
+        if row is None or row[0] < UNIQUE_GROUP:
+            break
     if blobs is not None:
         row = conn.execute("select log from outbox.identity").fetchone()
         if row is not None:

@@ -11,7 +11,7 @@
 * A delay is a time in the log, and nothing waits in a worker's memory.
 * Workers are dramatiq's own (`dramatiq module`); what they do with the log is in `workers.actor`.
 * `with broker.transaction() as session:` in an actor acknowledges the message in that transaction: what the actor
-  writes there is written once.
+  writes there is written once. In an async actor: `async with broker.atransaction() as session:`.
 
 Raises dramatiq's errors: `QueueNotFound`, `QueueJoinTimeout`, `ConnectionFailed`, `ConnectionClosed`; and ours for
 messages that don't fit the log (`PayloadTooLarge`, `PayloadInvalid`).
@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
@@ -34,18 +34,20 @@ from dramatiq.errors import BrokerConnectionError, QueueNotFound
 from dramatiq.middleware import Middleware, SkipMessage
 
 from outbox import sql
-from outbox.actor import queue, results
+from outbox.actor import cron, queue, rate, results, turn, unique
 from outbox.actor.delivered import FINISHING, Delivered
 from outbox.actor.letter import intent_of, target_of
-from outbox.actor.rate import OPTIONS, Rates
 from outbox.actor.sender import Sender
-from outbox.errors import Fenced, NotReady
+from outbox.actor.transaction import atransaction, transaction
+from outbox.database import Connection
+from outbox.errors import IntentRefused, NotReady
 from outbox.log import append_one
 from outbox.retry import OUTAGE
 from outbox.saga.run import Action
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
     from outbox.database import Connection
@@ -87,8 +89,8 @@ class OutboxBroker(dramatiq.Broker):
         `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
         """
         super().__init__(middleware)
-        self.actor_options |= OPTIONS
-        self.rates = Rates()
+        self.actor_options |= turn.OPTIONS | rate.OPTIONS | unique.OPTIONS | cron.OPTIONS
+        self.rates = rate.Rates()
         self.outbox = outbox
         self.lanes = lanes
         self.missing = missing
@@ -98,6 +100,7 @@ class OutboxBroker(dramatiq.Broker):
         self._sender = Sender(lambda: self.settings.database)
         self._books = Sender(lambda: self.worker_settings.database)
         self._delivery: Any = None
+        self._timetable: Any = None
         self._consuming = threading.Lock()
 
     @property
@@ -114,12 +117,21 @@ class OutboxBroker(dramatiq.Broker):
             self._worker = Settings.load(role="actor")
         return self._worker
 
-    # ------------------------------------------------------------------------------------------ queues
+    # ------------------------------------------------------------------------------------------ actors
 
-    def declare_actor(self, actor: dramatiq.Actor[..., Any]) -> None:
-        """Make an actor known in this process. Raises `ValueError` for options that can't be meant."""
+    def declare_actor(self, actor: dramatiq.Actor[Any, Any]) -> None:
+        """Make an actor known in this process. Raises `IntentRefused`, `ValueError` for options that make no sense."""
+        turn.check(actor)
         self.rates.declare(actor)
+        unique.check(actor.options, actor.actor_name)
+        cron.check(actor, self.actors)
         super().declare_actor(actor)
+
+    def schedules(self) -> list[cron.Schedule]:
+        """The schedules of the declared actors."""
+        return [schedule for actor in list(self.actors.values()) for schedule in cron.schedules(actor)]
+
+    # ------------------------------------------------------------------------------------------ queues
 
     def declare_queue(self, queue_name: str) -> None:
         """Make a queue known in this process. The database hears of it when it is first used."""
@@ -173,23 +185,55 @@ class OutboxBroker(dramatiq.Broker):
     # ----------------------------------------------------------------------------------------- sending
 
     def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
-        """Write a message into the log: with the session's transaction, if there is one. `delay`: milliseconds."""
+        """Write a message into the log: with the session's transaction, if there is one. `delay`: milliseconds.
+
+        → the message, or a `Duplicate` if it is unique and one of its key is pending.
+        """
         if isinstance(message, Delivered):
             return self._again(message, delay)
+        return self._enqueue(message, delay, None)[0]
+
+    def enqueue_on(self, conn: Connection, message: dramatiq.Message[Any]) -> tuple[dramatiq.Message[Any], int]:
+        """Write a message in a connection's transaction. → as `enqueue`, and the id of its intent."""
+        return self._enqueue(message, None, conn)
+
+    def _enqueue(
+        self, message: dramatiq.Message[Any], delay: int | None, conn: Connection | None
+    ) -> tuple[dramatiq.Message[Any], int]:
         target = self.registered(message.queue_name)
         message = self._stamped(message.copy(queue_name=q_name(message.queue_name)))
         if delay is not None:
             message = message.copy(options={"eta": current_millis() + delay})
+        message = unique.settle(message, self.actors.get(message.actor_name))
         self.emit_before("enqueue", message, delay)
-        intent = intent_of(message, due=_due(message))
-        session = self.session()
-        if session is None or self.outbox is None:
-            self._sender.run(lambda conn: conn.execute(sql.load("log_append_one"), append_one(intent)))
-        else:
-            self.outbox.append(session, intent)
+        message, number = self._write(message, conn)
         self.logger.debug("Message %s goes to %s.", message.message_id, target)
         self.emit_after("enqueue", message, delay)
-        return message
+        return message, number
+
+    def _write(self, message: dramatiq.Message[Any], conn: Connection | None) -> tuple[dramatiq.Message[Any], int]:
+        """Into the log. → the message, or what has its key; and the intent's id, 0 if that is drawn at the commit."""
+        intent = intent_of(message, turn=self._turn(message), due=_due(message))
+        session = None if conn is not None else self.session()
+        if unique.is_unique(message):
+            statement, parameters = sql.load("actor_unique"), unique.parameters(intent)
+        else:
+            statement, parameters = sql.load("log_append_one"), append_one(intent)
+            if session is not None and self.outbox is not None:
+                self.outbox.append(session, intent)
+                return message, 0
+        if session is not None and self.outbox is not None:
+            from outbox.session import append_now  # noqa: PLC0415 - loaded by whoever has a session
+
+            row = append_now(self.outbox, session, statement, parameters)
+        elif conn is not None:
+            row = conn.execute(statement, parameters).fetchone()
+        else:
+            row = self._sender.run(lambda own: own.execute(statement, parameters).fetchone())
+        return unique.outcome(message, row), row[1]
+
+    def _turn(self, message: dramatiq.Message[Any]) -> turn.Turn | None:
+        return turn.turn_of(message, self.actors.get(message.actor_name))
 
     def _stamped(self, message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
         """With the options that follow from its arguments. Raises `IntentRefused` for one that can't be meant."""
@@ -210,7 +254,12 @@ class OutboxBroker(dramatiq.Broker):
         The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
         """
         self.registered(message.queue_name)
-        return Action(intent_of(self._stamped(message)), {"message_id": message.message_id})
+        if unique.is_unique(unique.settle(message, self.actors.get(message.actor_name))):
+            raise IntentRefused(
+                f"a step of a saga waits for its own message, and {message.actor_name} is unique: make the message "
+                "with message_with_options(…, unique_key=None)"
+            )
+        return Action(intent_of(self._stamped(message), turn=self._turn(message)), {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 
@@ -239,26 +288,13 @@ class OutboxBroker(dramatiq.Broker):
         finally:
             _USED.reset(token)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self) -> AbstractContextManager[Session]:
         """In an actor: a new session, whose commit at the end of the block acknowledges the message.
 
         What is written in it is written once, however often the message is delivered. Whatever the actor does after
         the block is done at most once. Raises `Fenced`, and rolls back, when the message is in other hands by now.
         """
-        message = _running()
-        if self.outbox is None or not callable(self.outbox.sessions):
-            raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
-        try:
-            with self.outbox.sessions() as session, session.begin(), self.using(session):
-                yield session
-                session.flush()
-                message.in_transaction = True
-                self._acknowledge(session, message)
-            message.done = message.result_stored = True
-        finally:
-            if not message.done:
-                message.result = None
+        return transaction(self, _MESSAGE.get())
 
     def result(self, value: Any) -> None:
         """In `broker.transaction()`: what the message's result is. It is stored by the same commit.
@@ -270,24 +306,12 @@ class OutboxBroker(dramatiq.Broker):
         message.result = None
         results.tell(self, message, value)
 
-    @staticmethod
-    def _acknowledge(session: Session, message: Delivered) -> None:
-        import psycopg  # noqa: PLC0415
-        import sqlalchemy as sa  # noqa: PLC0415
+    def atransaction(self, sessions: Any = None) -> AbstractAsyncContextManager[AsyncSession]:
+        """The same in an async actor: `async with broker.atransaction() as session`.
 
-        try:
-            session.execute(
-                sa.text("select outbox.actor_done(:id, :target, :lane, :epoch, cast(:holder as uuid))"),
-                {"id": message.id, **message.hold._asdict()},
-            )
-        except sa.exc.DBAPIError as error:
-            if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":
-                raise Fenced("the message is in other hands by now: nothing was written") from None
-            raise
-        if message.result is not None:
-            # It rings when it is written down that the message is done: this is an application's transaction.
-            wanted = results.parameters([message.result], rings=False)
-            session.execute(sa.text("select outbox.store_results(:keys, :values, :ttls, :rings)"), wanted)
+        `sessions`: an `async_sessionmaker` that the broker's outbox is attached to; by default that outbox's own.
+        """
+        return atransaction(self, _MESSAGE.get(), sessions)
 
     # --------------------------------------------------------------------------------------- consuming
 
@@ -297,20 +321,27 @@ class OutboxBroker(dramatiq.Broker):
         # dramatiq has a thread for each queue, and they come here at the same time.
         with self._consuming:
             if self._delivery is None:
-                points = entry_points(group="outbox.actor", name="delivery")
-                if not points:
-                    raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
-                self._delivery = next(iter(points)).load()(self)
+                self._delivery = self._worker_side("delivery")
         consumer: dramatiq.Consumer = self._delivery.consumer(q_name(queue_name), target, prefetch, timeout)
         return consumer
+
+    def _worker_side(self, name: str) -> Any:
+        points = entry_points(group="outbox.actor", name=name)
+        if not points:
+            raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
+        return next(iter(points)).load()(self)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivered):
             self._begin(args[0])
         elif signal == "nack" and isinstance(args[0], Delivered):
             results.fail(self, args[0])
-        elif signal == "worker_shutdown" and self._delivery is not None:
-            self._delivery.leave()
+        elif signal == "worker_shutdown":
+            if self._timetable is not None:
+                self._timetable.stop()
+                self._timetable = None
+            if self._delivery is not None:
+                self._delivery.leave()
         if not _unbegun(args):
             super().emit_before(signal, *args, **kwargs)
 
@@ -339,6 +370,9 @@ class OutboxBroker(dramatiq.Broker):
             if token is not None:
                 FINISHING.reset(token)
                 _MESSAGE.set(None)
+        if signal == "worker_boot" and self._timetable is None and self.schedules():
+            self._timetable = self._worker_side("timetable")
+            self._timetable.start()
 
 
 def _running() -> Delivered:

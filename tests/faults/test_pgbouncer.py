@@ -127,7 +127,7 @@ def test_pgbouncer_i3_actors_have_their_results_limits_and_rates_through_it(
 ) -> None:
     # Given: application and worker behind PgBouncer
     app, worker = (Settings(pgbouncer.url(user, database), None, None, stage.app.smtp) for user in ("app", "actor"))
-    company = stage.another(app, worker)
+    company = stage.another(app=app, worker=worker)
     stage.work(company)
 
     # When: there are results to wait for, a group, a barrier, a window, and more than may begin in an hour

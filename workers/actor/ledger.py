@@ -10,7 +10,7 @@ every part of it can be repeated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,11 +20,12 @@ from outbox.actor.results import Result, store
 from outbox.database import Connection
 from outbox.errors import Fenced, IntentRefused
 from outbox.failpoint import hit
-from outbox.intent import payload_text
+from outbox.intent import Intent, payload_text
 from outbox.parked import ERROR_LIMIT, Parking
 from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
+from workers.actor import line
 from workers.actor.consumer import Said
 from workers.actor.holding import Holding
 
@@ -71,6 +72,10 @@ class Ledger:
         self._kept: dict[int, str] = {}
         self._told: dict[int, Report] = {}
         self._forget: set[int] = set()
+        #: The keys of messages with rows of their own, who others may take the place of.
+        self._keys: dict[int, tuple[str, str]] = {}
+        #: Whether somebody has got his turn with what was written last.
+        self.turned = False
         self._results: dict[int, Result] = {}
         #: Of messages that their actors have acknowledged already, whoever has their lanes by now.
         self._late: list[Result] = []
@@ -82,7 +87,7 @@ class Ledger:
         """Take down what became of a message. `holding`: the lane that it came from, or None if that is lost, or if it
         has a row of its own."""
         message = one.message
-        if message.stale or (one.said is Said.BACK and holding is not None):
+        if one.said is Said.BACK and holding is not None:
             return  # what was not begun stays open, for the next owner
         parking = self._parking(one)
         kept = parking if message.of_saga is False or one.said is not Said.DEAD else None  # else its saga's affair
@@ -107,6 +112,8 @@ class Ledger:
 
     def _settle_lane(self, message: Delivered, holding: Holding, parking: Parking | None, told: Report | None) -> None:
         holding.open.discard(message.id)
+        if message.turn is not None:
+            holding.line.done(message.turn, message.id)
         holding.dirty = True
         if message.done:
             holding.forget.append(message.id)
@@ -119,6 +126,8 @@ class Ledger:
 
     def _settle_own(self, one: Settled, parking: Parking | None, told: Report | None) -> None:
         message = one.message
+        if message.turn is not None:
+            self._keys[message.id] = (message.hold.target, message.turn.key)
         if one.said is Said.BACK:
             self._rows.append(_Row(message.id, "retry", message.attempts - 1, message.deaths - 1))
         elif parking is not None:
@@ -156,24 +165,33 @@ class Ledger:
         except IntentRefused:
             logger.warning("intent %d: what its options have become can't be kept: it goes on with the old", message.id)
 
-    def withdraw(self, number: int, *, told: bool) -> None:
+    def withdraw(self, intent: Intent, *, told: bool) -> None:
         """A message with a row of its own is recalled by its saga, and was never begun."""
+        number = intent.id
+        self._keys[number] = (intent.target, intent.key)
         self._rows.append(_Row(number, None))
         self._forget.add(number)
         if not told:
             self._told[number] = Report(number, "void")
 
+    @property
+    def rows(self) -> set[int]:
+        """Messages with rows of their own of which something is to be written."""
+        return {row.id for row in self._rows}
+
     # --------------------------------------------------------------------------------------- writing
 
     def nothing(self, holdings: Sequence[Holding]) -> bool:
         """Whether there is nothing to write."""
-        return not (self._rows or self._late or self._rings or any(holding.to_write for holding in holdings))
+        rows = self._rows or self._keys or self._late or self._rings
+        return not (rows or any(holding.to_write for holding in holdings))
 
     def write(self, conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
         """Write everything down. → the lanes among `holdings` that turn out to have another owner."""
         changed = [holding for holding in holdings if holding.to_write]
-        more = self._rows or self._unsure or self._late or self._rings
-        plain = not (more or any(h.parkings or h.reports or h.forget or h.results for h in changed))
+        more = self._rows or self._keys or self._unsure or self._late or self._rings
+        plain = not (more or any(h.parkings or h.reports or h.forget or h.results or h.line.changed for h in changed))
+        self.turned = False
         if plain:
             current = _positions(conn, changed)
         else:
@@ -183,6 +201,7 @@ class Ledger:
                 current = _positions(conn, changed)
                 self._lanes(conn, [holding for holding in changed if holding in current], done)
                 self._own(conn)
+                self.turned = line.turn(conn, self._next(holdings, current)) > 0
                 if self._late:
                     store(conn, self._late)
                 if self._rings:
@@ -191,9 +210,19 @@ class Ledger:
         hit("actor.recorded")
         for holding in current:
             holding.wrote()
-        self._rows, self._kept, self._told, self._forget, self._unsure = [], {}, {}, set(), {}
+        self._rows, self._kept, self._told, self._forget, self._unsure, self._keys = [], {}, {}, set(), {}, {}
         self._results, self._late, self._rings = {}, [], []
         return set(changed) - current
+
+    def _next(self, holdings: Sequence[Holding], current: set[Holding]) -> dict[tuple[str, str], int]:
+        """The keys of which somebody may have his turn now → how many are still in the hands of our lanes."""
+        keys = {
+            (target, key): sum(h.line.busy(key) for h in holdings if h.lane.target == target)
+            for target, key in self._keys.values()
+        }
+        for holding in current:
+            keys |= {(holding.lane.target, key): busy for key, busy in holding.line.next().items()}
+        return keys
 
     def _lanes(self, conn: Connection, holdings: Sequence[Holding], done: set[int]) -> None:
         """What goes with the positions of lanes."""
@@ -243,12 +272,12 @@ class Ledger:
         What nobody has begun stays open, for the next owner. Raises `Fenced`.
         """
         lane = holding.lane
+        rest = holding.open.difference(message.id for message in running)
         with conn.transaction():
             # Holds the lane against actors that are just acknowledging, too.
             done = self._closed(conn, {(lane.target, lane.lane)}, [message.id for message in running])
             aside = [message for message in running if message.id not in done]
-            holding.open.difference_update(message.id for message in running)
-            if not _positions(conn, [holding]):
+            if not _positions(conn, [holding], rest):
                 raise Fenced(f"lane {lane} has a new owner (this one's epoch was {lane.epoch}): it stops")
             if aside:
                 conn.execute(sql.load("actor_aside"), {"ids": [m.id for m in aside], "holder": self._holder})
@@ -262,15 +291,13 @@ class Ledger:
     def _closed(conn: Connection, lanes: Iterable[tuple[str, int]], ids: Sequence[int]) -> set[int]:
         """Those that their actors have acknowledged. Waits for actors that are about to."""
         ordered = sorted(lanes)
-        rows = conn.execute(
-            sql.load("actor_closed"),
-            {"targets": [t for t, _ in ordered], "lanes": [n for _, n in ordered], "ids": list(ids)},
-        )
+        conn.execute(sql.load("actor_hold"), {"targets": [t for t, _ in ordered], "lanes": [n for _, n in ordered]})
+        rows = conn.execute(sql.load("actor_closed"), {"ids": list(ids)})
         return {row[0] for row in rows}
 
 
-def _positions(conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
-    """Append positions. → those whose epoch is current."""
+def _positions(conn: Connection, holdings: Sequence[Holding], opens: Collection[int] | None = None) -> set[Holding]:
+    """Append positions, of one lane with these `opens`. → those whose epoch is current."""
     if not holdings:
         return set()
     rows = conn.execute(
@@ -282,7 +309,7 @@ def _positions(conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
             "ticks": [h.position.tick for h in holdings],
             "uptos": [h.position.upto for h in holdings],
             "afters": [h.position.after for h in holdings],
-            "opens": ["{" + ",".join(map(str, sorted(h.open))) + "}" for h in holdings],
+            "opens": ["{" + ",".join(map(str, sorted(h.open if opens is None else opens))) + "}" for h in holdings],
         },
     ).fetchall()
     found = {(row[0], row[1]) for row in rows}
