@@ -16,7 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import Cron, OutboxBroker, Outcomes
+from outbox.actor import Cron, OutboxBroker, OutboxLimits, OutboxResults, Outcomes
 from outbox.aio import AsyncBlobVerbs, AsyncIndexVerbs, AsyncMailVerbs, AsyncOutbox
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
@@ -248,6 +248,11 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
+    "broker.result": OutboxBroker.result,
+    "broker.run": OutboxBroker.run,
+    "OutboxResults": OutboxResults.__init__,
+    "results.get_result": OutboxResults.get_result,
+    "OutboxLimits": OutboxLimits.__init__,
     "broker.action": OutboxBroker.action,
     "outbox.cancel": Outbox.cancel,
     "outbox.of": Outbox.of,
