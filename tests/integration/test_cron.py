@@ -246,8 +246,8 @@ def test_cron_run_is_left_out_when_the_one_before_still_runs_and_its_actor_is_un
     )  # fmt: skip
 
 
-def test_cron_slot_is_sent_by_the_next_look_when_a_middleware_fails(town: Town) -> None:
-    # Given a middleware that fails once, before a message is sent
+def test_cron_slot_is_sent_by_the_next_look_and_others_at_once_when_a_middleware_fails(town: Town) -> None:
+    # Given two schedules, and a middleware that fails once, before the message of the first is sent
     failing = [True]
 
     class Fails(Middleware):
@@ -256,15 +256,16 @@ def test_cron_slot_is_sent_by_the_next_look_when_a_middleware_fails(town: Town) 
                 failing.clear()
                 raise MiddlewareError("once")
 
-    clerk = town.clerk()
+    clerk = town.clerk([Cron("*/5 * * * *", name="a"), Cron("*/5 * * * *", name="b")])
     clerk.broker.add_middleware(Fails())
     clerk.look(0)
     with pytest.raises(MiddlewareError):
         clerk.look(5)
-    # Then the slot isn't done with
-    assert town.slots() == []
+    # Then that slot isn't done with, and the other schedule doesn't wait for it
+    sent = "select payload #>> '{options,cron,name}' from outbox.log order by id"
+    assert town.admin.execute(sent.encode()).fetchall() == [("b",)]
     assert clerk.look(6) == 1
-    assert town.slots() == ["12:05"]
+    assert town.admin.execute(sent.encode()).fetchall() == [("b",), ("a",)]
 
 
 # --------------------------------------------------------------------------------------- the command line
@@ -351,6 +352,37 @@ def test_cron_is_not_for_everybody_when_the_database_is_asked_directly(town: Tow
                 app.execute(statement.encode())
         with pytest.raises(psycopg.Error, match="no message with a unique key"):
             app.execute("select outbox.send_unique('mail', 'k', '{}', null, null)")
+
+
+def test_cron_is_sent_where_no_worker_runs_by_a_command_of_its_own(town: Town, tmp_path: Path) -> None:
+    # Given a module as an application has it, and no workers
+    (tmp_path / "almanac.py").write_text(
+        "import dramatiq\n"
+        "from outbox.actor import OutboxBroker\n"
+        "dramatiq.set_broker(OutboxBroker())\n"
+        "@dramatiq.actor(actor_name='punch', cron='*/5 * * * *')\n"
+        "def punch(): pass\n"
+    )
+    environment = {
+        **os.environ,
+        "OUTBOX_DATABASE": url_at(town.urls["actor"], BEGIN + timedelta(minutes=12)),
+        "OUTBOX_STATE": str(tmp_path / "none"),
+        "OUTBOX_ACTORS": "almanac",
+        "PYTHONPATH": str(ROOT),
+    }
+    # When the command runs, for a schedule that was declared some minutes ago
+    process = subprocess.Popen([sys.executable, "-m", "outbox", "work", "cron"], cwd=tmp_path, env=environment)
+    try:
+        until(lambda: town.admin.execute("select 1 from outbox.cron").fetchone(), "it is declared")
+        town.admin.execute("update outbox.cron set slot = %s, next_at = %s", (BEGIN, BEGIN + timedelta(minutes=5)))
+        until(town.slots, "it is sent")
+        # Then it has sent, and ends when it is told to
+        process.terminate()
+        assert process.wait(LIMIT) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert town.slots() == ["12:10"]
 
 
 # ------------------------------------------------------------------------------------------------ workers

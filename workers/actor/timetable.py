@@ -91,15 +91,23 @@ class Timetable:
         if time.monotonic() - self._declared_at >= DECLARE_EVERY:
             self._declare(conn, list(schedules.values()))
             self._declared_at = time.monotonic()
-        sent = 0
-        while not self._stop.is_set():
-            versions = {name: schedule.version() for name, schedule in schedules.items()}
+        sent, wrong = 0, None
+        versions = {name: schedule.version() for name, schedule in schedules.items()}
+        while versions and not self._stop.is_set():
             parameters = {"names": list(versions), "versions": list(versions.values())}
             rows = conn.execute(sql.load("cron_due"), parameters).fetchall()
             for name, slot, now, log in rows:
-                sent += self._fire(conn, schedules[name], slot, now, log)
+                try:
+                    sent += self._fire(conn, schedules[name], slot, now, log)
+                except (psycopg.Error, Lost):
+                    raise
+                except Exception as error:  # noqa: BLE001 - raised below: the others must not wait for it
+                    wrong = wrong or error
+                    del versions[name]
             if not rows:
                 break
+        if wrong is not None:
+            raise wrong
         return sent
 
     def _declare(self, conn: Connection, schedules: list[Schedule]) -> None:
