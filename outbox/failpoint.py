@@ -65,6 +65,8 @@ NAMES = (
     # Actors: a lane is claimed, messages are, and what became of them is written down.
     "actor.adopted",
     "actor.taken",
+    "actor.placed",
+    "actor.counted",
     "actor.recording",
     "actor.recorded",
     "actor.claimed",
@@ -73,6 +75,10 @@ NAMES = (
     "cron.declared",
     "cron.sending",
     "cron.sent",
+    # The relay: steps of sagas are noted, messages handed on, outcomes heard.
+    "relay.noted",
+    "relay.confirmed",
+    "relay.heard",
     # What is parked.
     "parked.taken",
     "parked.returned",
@@ -101,6 +107,7 @@ NAMES = (
     "house.partitions",
     "house.ticks",
     "house.positions",
+    "house.expired",
     "retention.written",
     "retention.archived",
     "retention.noted",

@@ -16,7 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import Cron, OutboxBroker
+from outbox.actor import Cron, OutboxBroker, Outcomes
 from outbox.aio import AsyncBlobVerbs, AsyncIndexVerbs, AsyncMailVerbs, AsyncOutbox
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
@@ -245,6 +245,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.signal": Outbox.signal,
     "OutboxBroker": OutboxBroker.__init__,
     "Cron": Cron.__init__,
+    "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
     "broker.action": OutboxBroker.action,
@@ -331,7 +332,7 @@ def test_each_public_name_is_documented() -> None:
     ("plain", "awaited", "left_out"),
     [
         # A broker's, and for what `run_sync` runs.
-        (Outbox, AsyncOutbox, {"of", "append"}),
+        (Outbox, AsyncOutbox, {"of", "append", "append_now"}),
         (IndexVerbs, AsyncIndexVerbs, set()),
         (BlobVerbs, AsyncBlobVerbs, set()),
         (MailVerbs, AsyncMailVerbs, set()),
