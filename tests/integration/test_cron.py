@@ -351,7 +351,7 @@ def test_cron_is_not_for_everybody_when_the_database_is_asked_directly(town: Tow
             with pytest.raises(psycopg.Error, match="permission denied"):
                 app.execute(statement.encode())
         with pytest.raises(psycopg.Error, match="no message with a unique key"):
-            app.execute("select outbox.send_unique('mail', 'k', '{}', null, null)")
+            app.execute("select outbox.send_unique('mail', 'send', 'k', '{}', null, null)")
 
 
 def test_cron_is_sent_where_no_worker_runs_by_a_command_of_its_own(town: Town, tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_unique_nobody_waits_when_the_one_that_is_there_is_committed(stage: Stag
             other.execute("set lock_timeout = '1ms'")
             payload = stage.one("select payload::text from outbox.log")
             row = other.execute(
-                "select sent from outbox.send_unique('actor.default', 'k', %s::jsonb, null, null)", (payload,)
+                "select sent from outbox.send_unique('actor.default', 'send', 'k', %s::jsonb, null, null)", (payload,)
             ).fetchone()
             assert row == (False,)
 
