@@ -94,8 +94,8 @@ def refuse_step(draft: Intent) -> None:
     fields = draft.payload
     if fields["options"].get("unique_key") is not None:
         raise IntentRefused(
-            f"a step of a saga waits for its own message, and one of {fields['actor_name']} may be left out, because it "
-            "is unique: make the message with message_with_options(…, unique_key=None)"
+            f"a step of a saga waits for its own message, and one of {fields['actor_name']} may be left out, because "
+            "it is unique: make the message with message_with_options(…, unique_key=None)"
         )
 
 

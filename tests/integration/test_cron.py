@@ -313,7 +313,7 @@ def test_cron_list_shows_the_next_run_and_the_last(town: Town, capsys: pytest.Ca
 
 def test_cron_run_sends_the_message_now(town: Town, capsys: pytest.CaptureFixture[str]) -> None:
     # Given a schedule whose actor is unique
-    clerk = town.clerk(Cron("0 3 * * *", args=(1, "x")), unique_key=True)
+    clerk = town.clerk(Cron("0 3 * * *", args=(1, "x")), unique_key=True, ordering_key="line")
     clerk.look(0)
     # When an operator runs it now, twice
     assert _outbox(town, "run", "punch", minutes=1) == 0
@@ -321,7 +321,8 @@ def test_cron_run_sends_the_message_now(town: Town, capsys: pytest.CaptureFixtur
     assert _outbox(town, "run", "punch", "--json", minutes=2) == 0
     again = json.loads(capsys.readouterr().out)
     # Then the message is there, once, as the schedule sends it, and says who sent it
-    ((payload, headers),) = town.admin.execute("select payload, headers from outbox.log").fetchall()
+    ((payload, headers, *turn),) = town.admin.execute("select payload, headers, action, key from outbox.log").fetchall()
+    assert turn == ["send.ordered", "line"]
     assert (payload["actor_name"], payload["args"], payload["options"]["cron"]) == (
         "punch",
         [1, "x"],

@@ -270,6 +270,20 @@ def test_unique_i4_intents_stay_in_order_and_have_a_token_when_one_is_unique(sta
     assert stage.runs("4") == 1
 
 
+def test_unique_i4_message_waits_its_turn_when_it_has_an_ordering_key_too(stage: Stage) -> None:
+    # Given an actor whose messages are unique by their arguments, and run in order
+    actor = unique(stage.company, unique_key=True, ordering_key="line")
+    with stage.company.sessions.begin():
+        sent = [actor.send(name) for name in ("a", "b", "a", "c")]
+    # Then what is sent of them is in the line
+    assert [type(message) for message in sent] == [Message, Message, Duplicate, Message]
+    rows = stage.admin.execute("select action, key, payload #>> '{args,0}' from outbox.log order by id").fetchall()
+    assert rows == [("send.ordered", "line", name) for name in ("a", "b", "c")]
+    stage.work()
+    stage.drained()
+    assert [row[0] for row in stage.admin.execute("select name from effect order by at")] == ["a", "b", "c"]
+
+
 def test_unique_one_of_two_senders_wins_when_both_send_at_once(stage: Stage) -> None:
     # Given a transaction that has sent, and not ended
     actor, sessions = unique(stage.company), stage.company.sessions
