@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -21,79 +19,13 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from outbox.actor import Cron
 from outbox.cli import main
-from outbox.settings import Settings
 from tests.fixtures.actors import ROOT, Stage
-from tests.fixtures.cron import BEGIN, office, url_at
+from tests.fixtures.cron import BEGIN, Clerk, Town, url_at
 from tests.fixtures.site import LIMIT, until
-from workers.actor.timetable import Timetable
-from workers.postgres import Postgres
-
-
-class Town:
-    """A database without a clock, and processes that look at their schedules when told to, and at what time."""
-
-    def __init__(self, server: Postgres, database: str, admin: psycopg.Connection[Any]) -> None:
-        self.admin = admin
-        self.urls = {user: server.url(user, database) for user in ("app", "actor", "outbox_operator")}
-        self._opened: list[Any] = []
-
-    def settings(self, url: str) -> Settings:
-        return Settings(url, None, None, "smtp://127.0.0.1:1")
-
-    def clerk(self, cron: Any = "*/5 * * * *", **options: Any) -> Clerk:
-        made = Clerk(self, cron, options)
-        self._opened.append(made)
-        return made
-
-    def sent(self) -> list[tuple[str, str]]:
-        """What was sent, in order: the time of each slot, and the message's id."""
-        query = "select substr(payload #>> '{options,cron,slot}', 12, 5), key from outbox.log order by id"
-        return list(self.admin.execute(query.encode()))
-
-    def slots(self) -> list[str]:
-        return [slot for slot, _ in self.sent()]
-
-    def close(self) -> None:
-        for one in self._opened:
-            one.close()
-
-
-class Clerk:
-    """One process's worth of schedules."""
-
-    def __init__(self, town: Town, cron: Any, options: dict[str, Any]) -> None:
-        self._town = town
-        self._at = BEGIN
-        self.broker = office(town.settings(town.urls["app"]), self._worker(BEGIN), cron, **options)
-        self.timetable = Timetable(self.broker)
-
-    def _worker(self, moment: datetime) -> Settings:
-        return self._town.settings(url_at(self._town.urls["actor"], moment))
-
-    def look(self, minutes: float, *, declare: bool = True) -> int:
-        """What is sent so many minutes after the beginning."""
-        self.timetable._sender.close()
-        self.broker._worker = self._worker(BEGIN + timedelta(minutes=minutes))
-        if declare:
-            self.timetable._declared_at = -1e9
-        return self.timetable.look()
-
-    def close(self) -> None:
-        self.timetable._sender.close()
-        self.broker.close()
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     return subprocess.run(command, env=environment, cwd=ROOT, timeout=LIMIT, check=False).returncode
-
-
-@pytest.fixture
-def town(server: Postgres, database: str, admin: psycopg.Connection[Any]) -> Iterator[Town]:
-    made = Town(server, database, admin)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_cron_i3_slot_is_sent_once_when_several_processes_look(town: Town) -> None:
@@ -355,78 +287,7 @@ def test_cron_is_not_for_everybody_when_the_database_is_asked_directly(town: Tow
             app.execute("select outbox.send_unique('mail', 'send', 'k', '{}', null, null)")
 
 
-def test_cron_is_sent_where_no_worker_runs_by_a_command_of_its_own(town: Town, tmp_path: Path) -> None:
-    # Given a module as an application has it, and no workers
-    (tmp_path / "almanac.py").write_text(
-        "import dramatiq\n"
-        "from outbox.actor import OutboxBroker\n"
-        "dramatiq.set_broker(OutboxBroker())\n"
-        "@dramatiq.actor(actor_name='punch', cron='*/5 * * * *')\n"
-        "def punch(): pass\n"
-    )
-    environment = {
-        **os.environ,
-        "OUTBOX_DATABASE": url_at(town.urls["actor"], BEGIN + timedelta(minutes=12)),
-        "OUTBOX_STATE": str(tmp_path / "none"),
-        "OUTBOX_ACTORS": "almanac",
-        "PYTHONPATH": str(ROOT),
-    }
-    # When the command runs, for a schedule that was declared some minutes ago
-    process = subprocess.Popen([sys.executable, "-m", "outbox", "work", "cron"], cwd=tmp_path, env=environment)
-    try:
-        until(lambda: town.admin.execute("select 1 from outbox.cron").fetchone(), "it is declared")
-        town.admin.execute("update outbox.cron set slot = %s, next_at = %s", (BEGIN, BEGIN + timedelta(minutes=5)))
-        until(town.slots, "it is sent")
-        # Then it has sent, and ends when it is told to
-        process.terminate()
-        assert process.wait(LIMIT) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert town.slots() == ["12:10"]
-
-
 # ------------------------------------------------------------------------------------------------ workers
-
-
-def test_cron_actor_runs_when_its_time_comes_in_dramatiqs_own_workers(stage: Stage, tmp_path: Path) -> None:
-    # Given a module as an application has it, with a schedule for each minute
-    (tmp_path / "diary.py").write_text(
-        "import dramatiq, os, psycopg\n"
-        "from dramatiq.middleware import CurrentMessage\n"
-        "from outbox.actor import OutboxBroker\n"
-        "broker = OutboxBroker()\n"
-        "broker.add_middleware(CurrentMessage())\n"
-        "dramatiq.set_broker(broker)\n"
-        "@dramatiq.actor(cron='* * * * *')\n"
-        "def entry():\n"
-        "    slot = CurrentMessage.get_current_message().options['cron']['slot']\n"
-        "    with psycopg.connect(os.environ['OUTBOX_DATABASE'], autocommit=True) as conn:\n"
-        "        conn.execute('insert into effect values (%s, %s)', (slot, os.getpid()))\n"
-    )
-    environment = {
-        **os.environ,
-        "OUTBOX_DATABASE": stage.urls["app"],
-        "OUTBOX_ACTOR_DATABASE": stage.urls["actor"],
-        "OUTBOX_STATE": str(tmp_path / "none"),
-        "PYTHONPATH": str(ROOT),
-    }
-    # When dramatiq runs it, with two processes, and a slot has just passed
-    command = [sys.executable, "-m", "dramatiq", "diary", "-p", "2", "-t", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    try:
-        until(lambda: stage.one("select count(*) from outbox.cron"), "it is declared")
-        moved = "update outbox.cron set slot = slot - interval '1 min', next_at = next_at - interval '1 min'"
-        stage.admin.execute(moved.encode())
-        # Then its actor runs, and knows for which slot; once for each
-        until(lambda: stage.one("select count(*) from effect") >= 1, "it has run")
-        process.terminate()
-        assert process.wait(LIMIT) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert stage.one("select count(*) = count(distinct payload #>> '{options,cron,slot}') from outbox.log")
-    assert stage.one("select max(name)::timestamptz <= now() from effect")
 
 
 def test_cron_i10_worker_goes_on_when_it_loses_the_database(stage: Stage) -> None:

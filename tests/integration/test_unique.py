@@ -136,25 +136,6 @@ def test_unique_one_is_sent_when_the_first_was_acknowledged_in_its_own_transacti
     stage.drained()
 
 
-def test_unique_i6_one_is_not_sent_when_the_first_is_in_a_dead_workers_hands(stage: Stage) -> None:
-    # Given a message whose worker is killed while it runs
-    stage.company.waits.send_with_options(args=("a", "gate"), unique_key="k")
-    process = stage.start()
-    until(lambda: stage.runs("a") == 1, "it runs")
-    until(lambda: stage.one("select count(*) from outbox.position where cardinality(open) > 0"), "it is claimed")
-    process.kill()
-    process.wait()
-    # When it is sent again, before and after another worker has taken over
-    assert isinstance(stage.company.waits.send_with_options(args=("a", "gate"), unique_key="k"), Duplicate)
-    stage.start()
-    until(lambda: stage.runs("a") == 2, "the other one runs it")
-    assert isinstance(stage.company.waits.send_with_options(args=("a", "gate"), unique_key="k"), Duplicate)
-    # Then it is done once more, and no more
-    stage.open_gate("gate")
-    stage.drained()
-    assert (stage.runs("a"), logged(stage)) == (2, 1)
-
-
 def test_unique_for_one_is_not_sent_when_the_time_is_not_over(stage: Stage) -> None:
     # Given a message that is done, of an actor that is to run once in an hour
     actor = unique(stage.company, unique_for=timedelta(hours=1))
@@ -377,41 +358,6 @@ def test_unique_send_is_refused_in_an_async_session_and_goes_through_run_sync(st
     assert asyncio.run(main()) == [Message, Duplicate]
     assert logged(stage) == 1
     broker.close()
-
-
-def test_unique_i3_each_key_is_sent_once_when_many_send_at_once(stage: Stage) -> None:
-    # Given many threads that send the same few keys, in transactions that may roll back, while a worker runs them
-    company = stage.company
-    actor = unique(company)
-    clashes: list[str] = []
-
-    def watched(name: str) -> None:
-        if name in running:
-            clashes.append(name)
-        running.add(name)
-        company.ran(name)
-        running.discard(name)
-
-    running: set[str] = set()
-    actor.fn = watched
-    stage.work(threads=8)
-
-    def sender(number: int) -> None:
-        for n in range(30):
-            with company.sessions() as session:
-                session.begin()
-                actor.send(f"k{(n + number) % 3}")
-                (session.rollback if n % 5 == 0 else session.commit)()
-
-    threads = [threading.Thread(target=sender, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    stage.drained()
-    # Then no two of one key were pending at once, and every one that was sent has run
-    assert clashes == []
-    assert stage.one("select count(*) from effect") == logged(stage) > 0
 
 
 # ------------------------------------------------------------------------------------- operators, sagas
