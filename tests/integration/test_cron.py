@@ -307,18 +307,16 @@ def test_cron_i10_worker_goes_on_when_it_loses_the_database(stage: Stage) -> Non
 
 
 def test_cron_thread_is_there_only_while_a_worker_runs_that_has_schedules(stage: Stage) -> None:
-    def cron_threads() -> int:
-        return sum(thread.name == "cron" for thread in threading.enumerate())
-
     # Given a worker without schedules, and one with
-    before = cron_threads()
     stage.work()
-    assert cron_threads() == before
+    assert stage.company.broker._timetable is None
     company = stage.another()
     dramatiq.actor(broker=company.broker, actor_name="entry", cron="0 0 * * *")(lambda: None)
     worker = Worker(company.broker, worker_timeout=50, worker_threads=1)
     worker.start()
-    assert cron_threads() == before + 1
+    timetable = company.broker._timetable
+    assert timetable._thread.is_alive()
     # When it stops, then nothing is sent any more
     worker.stop()
-    assert cron_threads() == before
+    assert company.broker._timetable is None
+    until(lambda: not timetable._thread.is_alive(), "the thread ends")
