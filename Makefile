@@ -37,7 +37,7 @@ test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 1
 	  if [ -x $$bin/postgres ]; then $$bin/postgres --version && $(BIN)/python -m pytest -q --postgres $$bin $(SERVER_TESTS) || exit 1; \
 	  else echo "$$bin is not there: left out"; fi; done
 
-bench: $(VENV)/.ready ## run the benchmark (ARGS="…" are its options)
+bench: $(VENV)/.ready test-packages ## run the benchmark (ARGS="…" are its options)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 conformance: $(VENV)/.ready ## put the broker through dramatiq's own tests (ARGS="…" are pytest's options)
@@ -95,8 +95,8 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-emit-find-links --all-extras --group dev --override "$$override" --no-emit-package $(NAME) \
 	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock && \
 	"$$uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --custom-compile-command "make lock" tests/bench/dbos.in -o tests/bench/dbos.lock && \
-	! grep -nE '://|file:|^-' requirements.lock tests/bench/dbos.lock
+	  --no-emit-find-links --custom-compile-command "make lock" tests/bench/rivals.in -o tests/bench/rivals.lock && \
+	! grep -nE '://|file:|^-' requirements.lock tests/bench/rivals.lock
 
 clean: ## remove what make made; a state directory .outbox stays
 	rm -rf $(VENV) .venv-bench dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

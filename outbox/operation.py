@@ -20,7 +20,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from outbox import sql
+from outbox import follower, sql
 from outbox.decision import client
 from outbox.errors import Fenced, NotReady
 from outbox.lane import is_gone, owner_of, place
@@ -50,6 +50,19 @@ class Operation:
         self._must(conn.execute(sql.load("operation_save"), parameters).fetchone())
         self.progress = progress
 
+    @property
+    def follower(self) -> str:
+        """The name under which it holds the log back."""
+        return f"{self.kind}:{self.id}"
+
+    def hold(self, conn: psycopg.Connection[Any], tick: int, note: str) -> None:
+        """Have retention keep what `tick` doesn't show, until it has ended, was given up, or holds a later tick.
+
+        Resumed, it goes on holding what it held. Raises `NotReady` for a tick before the horizon.
+        """
+        if all(each.name != self.follower for each in follower.find(conn)):
+            follower.register(conn, self.follower, tick, note=note)
+
     def end(
         self,
         conn: psycopg.Connection[Any],
@@ -58,7 +71,7 @@ class Operation:
         result: dict[str, Any] | None = None,
         error: str = "",
     ) -> None:
-        """End it; or, as `running`, leave it for somebody to resume. Raises `Fenced`."""
+        """End it, and let go of the log; or, as `running`, leave it for somebody to resume. Raises `Fenced`."""
         parameters = {
             "id": self.id,
             "epoch": self.epoch,
@@ -87,7 +100,7 @@ def resume(conn: psycopg.Connection[Any], number: int) -> Operation:
     """Take up an operation that has not ended. Raises `NotReady` when it has, or when somebody is at it."""
     found = conn.execute(sql.load("operation_owner"), {"id": number}).fetchone()
     if found is None:
-        raise NotReady(f"there is no operation {number}: see outbox operations")
+        raise NotReady(f"there is no operation {number}: see outbox operations list")
     owner, where, state = found
     if state != "running":
         raise NotReady(f"operation {number} has ended ({state}): begin a new one")

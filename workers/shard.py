@@ -55,6 +55,7 @@ __all__ = [
     "inventory",
     "new_generator",
     "numbers",
+    "overtaken",
     "xapian",
 ]
 
@@ -175,7 +176,10 @@ class Shard:
     @property
     def remedy(self) -> str:
         """What to do about a shard that is not of this log or lane."""
-        return f"move the shard away (mv {self.path} {self.path}.refused), and it is filled again from this log"
+        return (
+            f"move the shard away (mv {self.path} {self.path}.refused), and it is filled again from this log; or build "
+            "the index anew while this one serves (outbox resilver index)"
+        )
 
     def _look(self) -> tuple[int, ...] | None:
         """What tells the version file at the shard's path from any other: each commit makes a new one."""
@@ -232,7 +236,8 @@ class Shard:
         """What to say when the shard holds something unexpected."""
         return Unavailable(
             f"the index shard {self.path} can't be opened ({type(error).__name__}: {error}): "
-            "if its disk is well, move it away, and it is filled again from the log"
+            "if its disk is well, move it away, and it is filled again from the log; or build the index anew "
+            "(outbox resilver index)"
         )
 
     def drop(self) -> None:
@@ -279,8 +284,8 @@ def inventory(path: Path) -> Iterator[Item]:
         while True:
             try:
                 items, after = _slice(db, after)
-            except xapian.DatabaseModifiedError:
-                db.reopen()
+            except (xapian.DatabaseModifiedError, xapian.DatabaseCorruptError) as error:
+                overtaken(db, error)
                 continue
             yield from items
             if not items:
@@ -289,6 +294,16 @@ def inventory(path: Path) -> Iterator[Item]:
         raise Unavailable(
             f"the index shard {path} can't be read ({type(error).__name__}: {error}): see to its disk"
         ) from error
+
+
+def overtaken(db: Any, error: Exception) -> None:
+    """After an error of reading: move on to the newest commit. Raises it again when there is no newer one.
+
+    A commit writes into blocks that the one before the last has left, and whoever still reads that one may find what
+    looks like damage. If nothing was committed since, it is.
+    """
+    if not db.reopen() and not isinstance(error, xapian.DatabaseModifiedError):
+        raise error
 
 
 def _slice(db: Any, after: int) -> tuple[list[Item], int]:

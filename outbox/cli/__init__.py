@@ -34,6 +34,7 @@ COMMANDS = {
     "adopt": "outbox.cli.adopt",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
+    "cron": "outbox.cli.cron",
 }
 
 
@@ -86,7 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         return int(module.run(args))
-    except (OutboxError, psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+    except psycopg.errors.InsufficientPrivilege as error:
+        role = getattr(module, "ROLE", "outbox_operator")
+        advice = f"name a user in OUTBOX_DATABASE that is a member of {role} (GRANT {role} TO …)"
+        print(f"outbox {args.command}: {reason(error)}: {advice}", file=sys.stderr)
+    except (OutboxError, psycopg.OperationalError) as error:
         print(f"outbox {args.command}: {reason(error)}", file=sys.stderr)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error of ours.

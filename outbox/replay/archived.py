@@ -8,7 +8,8 @@ Errors: `ArchiveDamaged`, before anything of the file is used; `NotReady` when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice, pairwise
 from typing import Any
 
@@ -24,12 +25,24 @@ WORDS = ("put", "delete")
 
 
 def rows(
-    conn: psycopg.Connection[Any], choice: Choice, target: str, *, after: int = 0, endpoint: str | None = None
+    conn: psycopg.Connection[Any],
+    choice: Choice,
+    chosen: Mapping[str, Any],
+    target: str,
+    *,
+    after: int = 0,
+    endpoint: str | None = None,
 ) -> Iterator[Archived]:
-    """The chosen intents of a participant in the archives of this log, in order of id, after id `after`."""
+    """The intents of a participant that were chosen (`chosen`: as it was resolved) in the archives of this log, in
+    order of id, after id `after`."""
     assert choice.archive is not None  # noqa: S101 - the caller looked
+    begin, end = (None if chosen[name] is None else datetime.fromisoformat(chosen[name]) for name in ("begin", "end"))
     row = conn.execute("select log from outbox.identity").fetchone()
     found = archive.find(choice.archive, log=None if row is None else row[0], endpoint=endpoint)
+    if not found:
+        raise NotReady(
+            f"there is no archive of this log in {choice.archive}: name the place that OUTBOX_ARCHIVE named then"
+        )
     for one, two in pairwise(found):
         if two.first < one.until:
             raise NotReady(
@@ -41,7 +54,11 @@ def rows(
             yield from (
                 row
                 for row in archive.read(each, endpoint=endpoint)
-                if row.intent.target == target and row.intent.id > after and _chosen(choice, row)
+                if row.intent.target == target
+                and row.intent.id > after
+                and _chosen(choice, row)
+                and (begin is None or row.created_at >= begin)
+                and (end is None or row.created_at < end)
             )
 
 
@@ -52,8 +69,6 @@ def _chosen(choice: Choice, row: Archived) -> bool:
         and (choice.key is None or intent.key == choice.key)
         and (choice.key_prefix is None or intent.key.startswith(choice.key_prefix))
         and (choice.saga is None or intent.saga == choice.saga)
-        and (choice.begin is None or row.created_at >= choice.begin)
-        and (choice.end is None or row.created_at < choice.end)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox import operation
+from outbox import follower, operation
 from outbox.errors import Fenced, NotReady
 
 Conn = psycopg.Connection[Any]
@@ -55,3 +55,22 @@ def test_operation_can_be_resumed_at_once_when_its_process_has_let_go(operator: 
     begun = operation.begin(operator, "replay", {})
     begun.end(operator, "running")
     assert operation.resume(operator, begun.id).id == begun.id
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "abandoned"])
+def test_operation_holds_the_log_until_it_has_ended_or_was_given_up(operator: Conn, state: operation.State) -> None:
+    # Given an operation that needs the log from a tick on
+    begun = operation.begin(operator, "resilver", {})
+    begun.hold(operator, 1, "why")
+    operator.execute("update outbox.follower set seen_at = now() - interval '2 days'")
+    # When it says how far it is, then it was seen
+    begun.save(operator, {})
+    assert [(each.name, each.seen_seconds < 3600) for each in follower.find(operator)] == [(begun.follower, True)]
+    # When it is left for somebody to resume, then it goes on holding it
+    begun.end(operator, "running")
+    resumed = operation.resume(operator, begun.id)
+    resumed.hold(operator, 1, "why")
+    assert [each.name for each in follower.find(operator)] == [begun.follower]
+    # When it ends, or nobody will resume it, then nothing is held any more
+    resumed.end(operator, state)
+    assert follower.find(operator) == []

@@ -216,6 +216,21 @@ def test_replay_i3_i11_repeats_each_intent_once_when_killed_there(site: Site, op
     assert len(site.documents()) == len(intents)
 
 
+def test_replay_of_a_span_goes_on_when_the_same_is_asked_for_later(site: Site, operate: Operator) -> None:
+    # Given: a replay of what was written in the last hours, killed in the middle
+    intents = fill(site)
+    words = ("replay", "index", "--from", "3h", "--to", "0s", "--yes", "--rate", "5")
+    operate.run(*words, status=-signal.SIGKILL, OUTBOX_FAILPOINT="replay.saved")
+    assert 0 < len(operate.repeated()) < len(intents)
+    # When the same is asked for once it is later, by seconds of any clock
+    began = site.one("select date_trunc('second', clock_timestamp())")
+    until(lambda: site.one("select date_trunc('second', clock_timestamp())") > began, "it is later")
+    _, err = operate.run(*words)
+    # Then it goes on
+    assert "was asked for the same and has not ended: it goes on" in err
+    assert operate.repeated() == intents
+
+
 def test_replay_failpoints_are_all_swept() -> None:
     assert [name for name in NAMES if name.startswith("replay.")] == POINTS
 
@@ -297,6 +312,8 @@ def test_replay_does_nothing_when_nothing_fits(site: Site, operate: Operator) ->
         (["--rate", "0"], "is not a rate"),
         (["--parked", "retry"], "invalid choice"),
         (["--saga", "x"], "invalid UUID value"),
+        (["--after-tick", "0"], "'0' is not an id"),
+        (["--key-prefix", ""], "no key is empty"),
     ],
 )
 def test_replay_refuses_what_makes_no_sense(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +327,13 @@ def test_replay_needs_an_operator(site: Site, operate: Operator, worker_url: str
     operate.environment["OUTBOX_DATABASE"] = worker_url
     _, err = operate.run("replay", "--yes", status=1)
     assert "may not repeat intents: use a member of outbox_operator" in err
+    assert operate.json("operations", "list") == []
+    # ... an application is told what it lacks, too
+    operate.environment["OUTBOX_DATABASE"] = worker_url.replace("outbox_worker@", "app@")
+    for words in (["replay"], ["adopt"], ["retention", "--age", "1d", "--archive", "none"], ["operations", "list"]):
+        _, err = operate.run(*words, status=1)
+        assert "permission denied" in err
+        assert "that is a member of outbox_operator (GRANT outbox_operator TO …)" in err
     # ... who may not write into the log in any other way
     with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
         url = operate.site.environment["OUTBOX_DATABASE"].replace("outbox_worker@", "outbox_operator@")

@@ -154,6 +154,31 @@ def test_resilver_i8_copies_a_directory_into_a_bucket_when_it_is_to_move(
     assert whole(s3) == digests
 
 
+def test_resilver_i1_another_store_has_nothing_that_was_deleted_between_two_runs(
+    rebuild: Rebuild, store: BlobStore
+) -> None:
+    # Given a store that was copied, and which holds something of somebody else's
+    site = rebuild.site
+    site.start("clock")
+    kept, gone = put(site, store, b"kept"), put(site, store, b"gone", inline=True)
+    drain(site)
+    other = BlobStore(site.home / "other")
+    rebuild.run("--yes", "--to", str(other.directory), target="blob")
+    assert whole(other) == {kept, gone}
+    foreign = hashlib.sha256(b"foreign").hexdigest()
+    other.path(foreign).parent.mkdir(exist_ok=True)
+    other.path(foreign).write_bytes(b"foreign")
+    # When a blob is deleted, and the store is copied once more
+    site.admin.execute("select outbox.emit('blob', 'delete', %s)", (gone,))
+    drain(site)
+    said, _ = rebuild.run("--yes", "--json", "--to", str(other.directory), target="blob")
+    # Then it is gone there too, into the trash, and nothing else is
+    result = json.loads(said)
+    assert (result["there"], result["deleted"]) == (1, 1)
+    assert whole(other) == {kept, foreign}
+    assert [path.name.endswith(gone) for path in (other.directory / "trash").iterdir()] == [True]
+
+
 def test_resilver_refuses_a_store_that_lanes_already_write(rebuild: Rebuild, store: BlobStore) -> None:
     site = rebuild.site
     site.start("clock")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_scrub_command_tells_repairs_and_is_content_in_the_end(depot: Depot) -> 
     # Agreed to, it does
     done = depot.run("--repair", "--yes")
     assert done.returncode == 0, done.stderr
-    assert "1 intents were written that repair index" in done.stdout
+    assert "1 intent was written to repair index" in done.stdout
     depot.drain()
     assert depot.run().returncode == 0
     assert depot.store.verify(digests[3])
@@ -173,6 +174,22 @@ def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
     assert depot.states() == []
 
 
+def test_scrub_says_what_to_do_when_the_index_is_gone(depot: Depot) -> None:
+    depot.fill()
+    shutil.rmtree(depot.site.home / "index")
+    # Without a worker
+    done = depot.run("index")
+    assert (done.returncode, "start its worker" in done.stderr) == (1, True), done.stderr
+    # With one that doesn't know yet
+    claimed = (
+        "update outbox.lane set owner = gen_random_uuid(), lease_until = now() + interval '1 h' where target = 'index'"
+    )
+    depot.site.admin.execute(claimed)
+    done = depot.run("index")
+    assert (done.returncode, "restart the worker" in done.stderr) == (1, True), done.stderr
+    assert depot.states() == []
+
+
 def test_scrub_runs_by_its_schedule_and_stops_when_it_is_told_to(depot: Depot) -> None:
     depot.fill()
     depot.damage_index()
@@ -191,7 +208,7 @@ def test_scrub_runs_by_its_schedule_and_stops_when_it_is_told_to(depot: Depot) -
     status = subprocess.run(
         [sys.executable, "-m", "outbox", "status"], env=depot.environment, capture_output=True, text=True, check=True
     )
-    assert "! the last scrub of index left 1 findings" in status.stdout
+    assert "! the last scrub of index left 1 finding:" in status.stdout
     assert "overdue" not in status.stdout
     # ... and when the next ones don't come, it says so
     depot.site.admin.execute("update outbox.operation set started_at = started_at - interval '3 hours'")

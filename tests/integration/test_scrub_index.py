@@ -7,8 +7,13 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from outbox.document import key_term
+from outbox.errors import Unavailable
 from tests.fixtures.scrub import Yard, kinds
+from workers import shard
+from workers.scrub import index as scrubbed
 from workers.shard import FORMAT, inventory, xapian
 
 
@@ -174,3 +179,84 @@ def test_scrub_goes_through_all_shards_and_sees_a_document_in_the_wrong_one(yard
     findings = yard.survey("index").findings
     assert [(each.key, each.repair) for each in findings] == sorted([(moved, ""), (copied, "")])
     assert {moved, copied} <= {item.key for item in inventory(yard.index / "00")}
+
+
+@pytest.mark.parametrize("where", [(scrubbed, "_slice"), (scrubbed, "_under"), (shard, "_slice")], ids=str)
+def test_scrub_i5_calls_nothing_damaged_that_a_commit_has_written_over(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    # Given two documents, of which one is missing so that there is a second look
+    yard.put("note/1")
+    yard.put("note/2")
+    yard.drain()
+    db = yard.writable()
+    db.delete_document(key_term("note/2"))
+    db.close()
+    module, name = where
+    real = getattr(module, name)
+    commits = [True, False]
+
+    def overwritten(*words: Any, **named: Any) -> Any:
+        # What Xapian says of a block that belongs to a newer commit by now, and of one that is really damaged
+        if commits:
+            if commits.pop(0):
+                yard.put("note/3")
+                yard.drain()
+            else:
+                commits.append(False)
+            raise xapian.DatabaseCorruptError("Expected block 5 to be level 1, not 0")
+        return real(*words, **named)
+
+    def look() -> None:
+        if module is shard:
+            assert {item.key for item in inventory(yard.index / "00")} == {"note/1", "note/3"}
+        else:
+            assert yard.found("index") == [("missing", "note/2")]
+
+    monkeypatch.setattr(module, name, overwritten)
+    # When nothing was committed since, then it is damage
+    commits.reverse()
+    with pytest.raises(Unavailable, match="DatabaseCorruptError"):
+        look()
+    # When something was, it is read again
+    commits[:] = [True]
+    look()
+
+
+def test_scrub_says_what_to_do_when_a_table_can_not_be_read_at_all(yard: Yard) -> None:
+    # Given a shard whose table of words was overwritten
+    for n in range(200):
+        yard.put(f"note/{n}", f"words of {n}")
+    yard.drain()
+    table = yard.index / "00" / "postlist.glass"
+    table.write_bytes(b"\xff" * table.stat().st_size)
+    with pytest.raises(Unavailable, match="outbox resilver index"):
+        yard.survey("index")
+
+
+def test_scrub_accuses_nobody_when_the_index_is_built_anew_in_the_middle(yard: Yard) -> None:
+    from outbox import generation, operation
+    from workers.scrub.index import IndexSubject
+    from workers.scrub.survey import Survey
+
+    for n in range(5):
+        yard.put(f"note/{n}")
+    yard.drain()
+
+    class Meanwhile(IndexSubject):
+        def held(self) -> Any:
+            yield from super().held()
+            # Another generation, in which the documents have other numbers, takes the old one's place
+            place = generation.folder(yard.index, 1)
+            place.mkdir()
+            db = xapian.WritableDatabase(str(place / "00"), xapian.DB_CREATE)
+            old = xapian.Database(str(yard.index / "00"))
+            for number in (5, 4, 3, 2, 1):
+                db.add_document(old.get_document(number))
+            old.close()
+            db.close()
+            generation.ready(yard.index, 1)
+            shutil.rmtree(yard.index / "00")
+
+    progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), Meanwhile(yard.index)).run()
+    assert (progress.findings, progress.items) == ([], 5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from outbox import operation
-from outbox.errors import NotReady
+from outbox.errors import NotReady, Unavailable
 from outbox.settings import Settings
 from tests.fixtures.mail import DOMAIN, mail_intent, participant
 from tests.fixtures.postfix import Postfix, running
@@ -93,6 +95,20 @@ def test_scrub_i3_compares_receipts_with_the_log_of_postfix(yard: Yard, postfix:
     lines = postfix.log.read_text().splitlines(keepends=True)
     postfix.log.write_text("".join(line for line in lines if tokens["deferred"] not in line))
     assert _found(_survey(yard, postfix.evidence)) == expected
+    # ... also when the log was rotated away and compressed since, in either way of naming
+    content = postfix.log.read_bytes()
+    postfix.log.write_bytes(b"")
+    rotated = [postfix.log.with_name(f"{postfix.log.name}{ending}") for ending in (".1", ".2.gz", "-20260101.xz")]
+    rotated[0].write_bytes(b"")
+    rotated[1].write_bytes(gzip.compress(content))
+    assert _found(_survey(yard, postfix.evidence)) == expected
+    rotated[1].unlink()
+    rotated[2].write_bytes(lzma.compress(content))
+    assert _found(_survey(yard, postfix.evidence)) == expected
+    # ... while a file that can't be read to its end is no proof of anything
+    rotated[2].write_bytes(lzma.compress(content)[:-20])
+    with pytest.raises(Unavailable, match="can't be read"):
+        _survey(yard, postfix.evidence)
 
 
 def test_scrub_finds_mail_without_a_receipt_in_a_maildir_and_misses_none(yard: Yard, tmp_path: Path) -> None:

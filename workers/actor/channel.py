@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from outbox.actor.delivered import Delivered
 
@@ -79,6 +79,14 @@ class Channel:
                 (gone if lane is None or (hold.holder is None and hold.lane == lane) else stay).append(entry)
             self._ready = stay
             heapq.heapify(stay)
+        return [entry[2] for entry in gone]
+
+    def drop(self, ids: Collection[int]) -> list[Delivered]:
+        """Take those back of these that nobody has begun."""
+        with self._changed:
+            gone = [entry for entry in self._ready if entry[2].id in ids]
+            self._ready = [entry for entry in self._ready if entry[2].id not in ids]
+            heapq.heapify(self._ready)
         return [entry[2] for entry in gone]
 
     def shut(self) -> None:

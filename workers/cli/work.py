@@ -40,13 +40,15 @@ ACTORS = "actors"
 
 #: Queues of actors that are handed on to a broker of dramatiq. With OUTBOX_RELAY, or --to.
 RELAY = "relay"
+#: What sends the messages of actors' schedules, where no worker of actors runs.
+CRON = "cron"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help=", ".join([*TARGETS, RECEIPTS, ACTORS, RELAY, "all", "or your own participant's name"]),
+        help=", ".join([*TARGETS, RECEIPTS, ACTORS, CRON, RELAY, "all", "or your own participant's name"]),
     )
     parser.add_argument("--lane", metavar="N", type=int, help="drain this lane only, counted from 0 (default: all)")
     parser.add_argument(
@@ -60,38 +62,57 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until-idle", action="store_true", help="stop when everything committed so far is done")
 
 
+#: What has no lanes to choose from.
+_WHOLE = {
+    "clock": "clock is",
+    RECEIPTS: "receipts are",
+    ACTORS: "actors are",
+    CRON: "schedules are",
+    RELAY: "the relay is",
+}
+
+
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if args.target != RELAY and (args.to or args.queue or args.give_back):
+    target = args.target
+    if target != RELAY and (args.to or args.queue or args.give_back):
         raise NotReady("--to, --queue and --give-back are of relay: write outbox work relay")
-    if args.target in ("all", "clock", RECEIPTS, ACTORS, RELAY) and (args.lane is not None or args.participant):
-        raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
-    if args.target == "all":
+    if target in ("all", *_WHOLE) and (args.lane is not None or args.participant):
+        raise NotReady(f"{target} takes no --lane and no --participant: name one participant")
+    if target == "all":
         return _all(args)
-    if args.target == ACTORS:
-        from workers.cli.actors import become_dramatiq  # noqa: PLC0415 - as below
-
-        if args.until_idle:
-            raise NotReady("actors are never idle: use --until-idle with a participant or with all")
-        become_dramatiq(args.state, processes=args.processes, threads=args.threads)
+    if target in _WHOLE and target != RELAY and args.until_idle:
+        raise NotReady(f"{_WHOLE[target]} never idle: use --until-idle with a participant or with all")
+    if target in (ACTORS, CRON, RELAY):
+        _of_actors(args)
         return 0
-    settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
+    settings = Settings.load(args.state, role="saga" if target == "saga" else "worker")
     stop = process.Stop().install()
-    if args.target == RELAY:
-        from workers.cli.relay import run_relay  # noqa: PLC0415 - as below
-
-        run_relay(args, settings, stop)
-    elif args.target in ("clock", RECEIPTS):
-        if args.until_idle:
-            raise NotReady(f"{args.target} is never idle: use --until-idle with a participant or with all")
-        (process.run_clock if args.target == "clock" else _receipts)(settings, stop)
+    if target in _WHOLE:
+        (process.run_clock if target == "clock" else _receipts)(settings, stop)
     else:
         if args.participant:
             make = named(args.participant)
         else:
-            make = _maker(settings, args.target) if args.target in TARGETS else contributed(args.target)
-        process.run(settings, args.target, make, stop, until_idle=args.until_idle, lane=args.lane)
+            make = _maker(settings, target) if target in TARGETS else contributed(target)
+        process.run(settings, target, make, stop, until_idle=args.until_idle, lane=args.lane)
     return 0
+
+
+def _of_actors(args: argparse.Namespace) -> None:
+    """Workers, schedules and the relay of actors. Each import is only paid by the process that needs it."""
+    if args.target == ACTORS:
+        from workers.cli.actors import become_dramatiq  # noqa: PLC0415
+
+        become_dramatiq(args.state, processes=args.processes, threads=args.threads)
+    elif args.target == CRON:
+        from workers.cli.schedules import run_schedules  # noqa: PLC0415
+
+        run_schedules(args.state, process.Stop().install())
+    else:
+        from workers.cli.relay import run_relay  # noqa: PLC0415
+
+        run_relay(args, Settings.load(args.state, role="worker"), process.Stop().install())
 
 
 def named(name: str) -> Callable[[], Participant]:

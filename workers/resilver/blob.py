@@ -8,8 +8,11 @@ In place, nothing is done behind the lanes' backs. The bytes are staged in the s
 repetition of the blob's put is appended to the log with them (`outbox.repetition`); a damaged blob is deleted before,
 in the same way. The lane publishes them, and leaves out what something newer has overtaken.
 
-Into another store, whose lanes are nobody's yet, blobs are published here, under epoch 0. It can be run again, and
-copies what has come since. A store whose lanes have an owner is refused.
+Into another store, whose lanes are nobody's yet, blobs are published here, under epoch 0. It can be run again: it
+copies what has come since, and moves what was deleted since into that store's trash. A store whose lanes have an owner
+is refused.
+
+Retention isn't held back: what is live is looked up anew for each part, and what comes behind is the lanes' business.
 
 Progress is the last digest, written with what is appended: killed anywhere, it goes on there. What was staged by a
 transaction that came to nothing, the sweeper removes.
@@ -104,6 +107,7 @@ def run(
             tell("reading", size)
             pace.keep(size)
         work.save(work.last)
+        work.tidy()
     finally:
         work.close()
     return work.result()
@@ -159,6 +163,9 @@ class _Work:
         """Write down how far it is; in the caller's transaction, if there is one."""
         self._unsaved, self.last = 0, digest
         self.course.save(self.conn, {"after": digest, "counts": self.counts, "lost": self.lost})
+
+    def tidy(self) -> None:
+        """All were taken: what is there and should not be goes."""
 
     def result(self) -> dict[str, Any]:
         return {**self.counts, "digests": self.lost}
@@ -232,6 +239,15 @@ class _Copy(_Work):
         else:
             self.lose(digest)
         self.passed(digest, size)
+
+    def tidy(self) -> None:
+        """Delete what the log has deleted since a run before. What the log has never heard of is somebody else's."""
+        for word in repetition.words(self.conn, TARGET, {}):
+            with suppress(Permanent):
+                if word.action == "delete" and self._store.exists(word.key):
+                    with self._publisher.batch() as publication:
+                        publication.delete(word.key, epoch=0, id=word.id)
+                    self.count("deleted")
 
     def _copy(self, intent: Intent, size: int) -> bool:
         content = content_of(intent)

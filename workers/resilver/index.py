@@ -127,7 +127,7 @@ def run(
     result: dict[str, Any] = {"generation": number, "shards": course.request["shards"]}
     _, now = _now(conn)
     if now == was:
-        _hold(conn, course)
+        course.hold(conn, passed(conn).id, "outbox resilver index: builds a generation from this tick on")
         swap.remove(directory, [was, number, generation.current(directory)])
         result |= _Making(conn, settings, course, tell, pace).make(directory)
     elif now != number:
@@ -137,23 +137,7 @@ def run(
         )
     swap.serve(directory, number)
     swap.remove(directory, [number])
-    follower.remove(conn, _follower(course.id))
     return result | {"seconds": round(time.monotonic() - started, 3)}
-
-
-def _follower(number: int) -> str:
-    return f"resilver:{number}"
-
-
-def _hold(conn: psycopg.Connection[Any], course: Operation) -> None:
-    """Have retention wait for what is still to be read; and not any more for those that were given up."""
-    running = {_follower(row["id"]) for row in operation.find(conn, kind="resilver", state="running")}
-    held = {each.name for each in follower.find(conn) if each.name.startswith(_follower(0)[:-1])}
-    for name in held - running:
-        follower.remove(conn, name)
-    if _follower(course.id) not in held:
-        note = "outbox resilver index: builds a generation from this tick on"
-        follower.register(conn, _follower(course.id), passed(conn).id, note=note)
 
 
 class _Making:
@@ -215,7 +199,7 @@ class _Making:
         for _ in range(ROUNDS):
             count = sum(self._each(drafts, "catching up", lambda draft, conn, _: draft.catch_up(conn)))
             total += count
-            follower.move(self._conn, _follower(self._course.id), min(draft.tick for draft in drafts))
+            follower.move(self._conn, self._course.follower, min(draft.tick for draft in drafts))
             if count <= LITTLE:
                 break
         return total

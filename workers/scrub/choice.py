@@ -35,8 +35,22 @@ def subject_of(
     if target == "index":
         from workers.scrub.index import IndexSubject  # noqa: PLC0415
 
-        return IndexSubject(required(settings.index, "OUTBOX_INDEX")), None
+        try:
+            return IndexSubject(required(settings.index, "OUTBOX_INDEX")), None
+        except NotReady as error:
+            raise _nothing_there(conn, error) from error
     from workers.scrub.blob import BlobSubject  # noqa: PLC0415
 
     store = open_store(settings)
     return BlobSubject(store), store
+
+
+def _nothing_there(conn: psycopg.Connection[Any], error: NotReady) -> NotReady:
+    """An index that is gone under a running worker is made anew when that one writes, which may be in a week."""
+    running = "select from outbox.lane where target = 'index' and owner is not null and lease_until >= outbox.now()"
+    if conn.execute(running).fetchone() is None:
+        return error
+    return NotReady(
+        f"{str(error).partition(':')[0]}, and its worker runs: restart the worker, and all of it is indexed again from "
+        "base and log; or set OUTBOX_INDEX to where the index is"
+    )

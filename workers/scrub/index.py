@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
@@ -28,7 +29,7 @@ from workers.index import document_of, format_of_documents, ready
 from workers.scrub.finding import Kind, Repair
 from workers.scrub.pace import Pace
 from workers.scrub.subject import Fault, Held
-from workers.shard import FORMAT, POSITION, SLOTS, new_generator, numbers, xapian
+from workers.shard import FORMAT, POSITION, SLOTS, new_generator, numbers, overtaken, xapian
 
 POSTINGS = 16
 """Words of a document that are looked up, chosen anew each time. All of them would take ten times as long, and damage
@@ -58,32 +59,42 @@ class IndexSubject:
 
     def __init__(self, directory: Path) -> None:
         """The generation that searches read. Raises `NotReady` if there is none."""
-        self._paths = {path.name: path for path in shards(directory)}
+        self._directory = directory
+        self._paths: dict[str, Path] = {}
         self._open: dict[str, Any] = {}
         self._claims: dict[str, _Claim] = {}
         self._generators: dict[str, Any] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """From now on, read what is there now: a resilver may have put another generation in its place."""
+        self.close()
+        self._paths = {path.name: path for path in shards(self._directory)}
 
     def positions(self) -> dict[int, Position | None]:
         """What each shard says."""
-        texts = {int(name): self._read(name, lambda db: db.get_metadata(POSITION).decode()) for name in self._paths}
-        return {number: Position.parse(text) if text else None for number, text in texts.items()}
+        found: dict[int, Position | None] = {}
+        for name in self._paths:
+            with self._readable(name):
+                text = self._read(name, lambda db: db.get_metadata(POSITION).decode())
+                found[int(name)] = Position.parse(text) if text else None
+        return found
 
     def held(self) -> Iterator[Held]:
         """Every document, also those that nobody could find by a key."""
-        self.close()
+        self._begin()
         for name in sorted(self._paths):
             after = 0
-            while found := self._read(name, partial(_slice, shard=name, after=after)):
+            while found := self._slice(name, after):
                 after = int(found[-1].place.partition("/")[2])
-                yield from map(self._placed, found)
+                yield from found
 
     def look(self, seen: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         """Looked up by the term of the key; and where the inventory found one that this doesn't lead to."""
-        self.close()
+        self._begin()
         found: dict[str, list[Held]] = {}
         for key, before in seen.items():
-            there = [h for name in sorted(self._paths) for h in self._read(name, partial(_under, shard=name, key=key))]
-            there = list(map(self._placed, there))
+            there = [held for name in sorted(self._paths) for held in self._under(name, key)]
             places = {held.place for held in there}
             lost = [held for held in before if held.place not in places and self.still(held)]
             there += [held._replace(fault="a search for its key does not find the document") for held in lost]
@@ -94,6 +105,8 @@ class IndexSubject:
     def still(self, stray: Held) -> bool:
         """Read it again."""
         name, _, number = stray.place.partition("/")
+        if name not in self._paths:
+            return False
         try:
             return self._placed(self._read(name, partial(_held, shard=name, number=int(number)))) == stray
         except xapian.DocNotFoundError:
@@ -146,6 +159,14 @@ class IndexSubject:
             return Fault("corrupt", f"the document's words or its record are not what intent {intent.id} says")
         return _unfindable(db, number, stored, key_term(intent.key))
 
+    def _slice(self, name: str, after: int) -> list[Held]:
+        with self._readable(name):
+            return list(map(self._placed, self._read(name, partial(_slice, shard=name, after=after))))
+
+    def _under(self, name: str, key: str) -> list[Held]:
+        with self._readable(name):
+            return list(map(self._placed, self._read(name, partial(_under, shard=name, key=key))))
+
     def _claim(self, place: str) -> _Claim:
         name = place.partition("/")[0]
         if name not in self._claims:
@@ -161,21 +182,30 @@ class IndexSubject:
 
     def _read(self, name: str, reading: Callable[[Any], _T]) -> _T:
         """Read a shard; again, when its writer has overtaken us."""
-        for last in (False,) * TRIES + (True,):
+        for _ in range(TRIES):
+            db = self._database(name)
             try:
-                if name not in self._open:
-                    self._open[name] = xapian.Database(str(self._paths[name]))
-                return reading(self._open[name])
-            except xapian.DatabaseModifiedError:
-                self._open.pop(name).close()
-                if last:
-                    break
-            except xapian.DatabaseOpeningError as error:
-                raise Unavailable(
-                    f"the index shard {self._paths[name]} can't be opened ({type(error).__name__}): see to its disk, "
-                    "or build it anew with `outbox resilver index`"
-                ) from error
+                return reading(db)
+            except (xapian.DatabaseModifiedError, xapian.DatabaseCorruptError) as error:
+                overtaken(db, error)
         raise Unavailable(f"the index shard {self._paths[name]} changes faster than it can be read: scrub with a rate")
+
+    def _database(self, name: str) -> Any:
+        if name not in self._open:
+            with self._readable(name):
+                self._open[name] = xapian.Database(str(self._paths[name]))
+        return self._open[name]
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Inside, what can't be read leaves nothing to compare."""
+        try:
+            yield
+        except (xapian.DatabaseError, ValueError) as error:
+            raise Unavailable(
+                f"the index shard {self._paths[name]} can't be read ({type(error).__name__}): see to its disk, "
+                "or build it anew with `outbox resilver index`"
+            ) from error
 
 
 def slot_of(key: str) -> int:
@@ -209,8 +239,8 @@ def _held(db: Any, shard: str, number: int) -> Held:
         doc = db.get_document(number)
         record, term = _record(doc), _key_term(doc)
     except xapian.DatabaseError as error:
-        if isinstance(error, xapian.DatabaseModifiedError):
-            raise
+        if db.reopen() or isinstance(error, xapian.DatabaseModifiedError):
+            raise xapian.DatabaseModifiedError("a newer commit has written over it") from error
         return Held("", 0, place, f"the document can't be read ({type(error).__name__})")
     key, id_ = record.get("key"), record.get("id")
     id_ = id_ if isinstance(id_, int) else 0

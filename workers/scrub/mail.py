@@ -8,7 +8,7 @@ A mail that is out can't be listed or taken back, so there is nothing to compare
     open        an attempt whose outcome nobody knows: for over an hour, or parked as in doubt
 
 Nothing is repaired: sending a mail again is for a person to decide. What is missing counts only where the server's log
-reaches back to the attempt; log files that were compressed are not read.
+reaches back to the attempt, with all that logrotate has kept of it.
 
 Everything is read twice, and only what both readings show is a finding. Memory is constant; a kill costs the reading.
 """

@@ -8,14 +8,20 @@ Raises `Unavailable` when it can't be read, `NotReady` when the settings name no
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from itertools import count
+from lzma import LZMAError
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import psycopg
 
@@ -30,6 +36,10 @@ _NAMED = SENDER.pattern + r"(?P<domain>[^>\s]{1,255})"
 _LOGGED = re.compile(rb"/qmgr\[\d+\]: (?P<queue_id>[0-9A-Za-z]+): from=<" + _NAMED.encode("ascii") + b">")
 _RETURN = re.compile(b"<" + _NAMED.encode("ascii") + b">")
 _QUEUED = re.compile(_NAMED)
+
+
+OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+"""How a log file with such an ending is read."""
 
 
 class Trace(NamedTuple):
@@ -77,16 +87,47 @@ def _postfix(postfix: PostfixEvidence) -> Traces:
     try:
         # The queue first: what leaves it meanwhile was logged before, and is found in the log.
         queued = list(_queue(postfix.run("postqueue", "-c", str(postfix.config_directory), "-j")))
-        log = postfix.find_log()
-        files = [path for path in (log.with_name(log.name + ".1"), log) if path == log or path.exists()]
-        with files[0].open("rb") as file:
-            since = log_time(file.readline())
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
-        raise Unavailable(
-            f"Postfix's log or its queue can't be read ({type(error).__name__}): let this user read the log and run "
-            "postqueue"
-        ) from error
+        files = _rotated(postfix.find_log())
+        since = next(filter(None, map(_begins, reversed(files))), None)
+    except (OSError, EOFError, LZMAError, zlib.error, subprocess.SubprocessError, ValueError, KeyError) as error:
+        raise _unreadable(error) from error
     return Traces(since, _chain(queued, files))
+
+
+def _unreadable(error: Exception) -> Unavailable:
+    return Unavailable(
+        f"Postfix's log or its queue can't be read ({type(error).__name__}): let this user read the log and run "
+        "postqueue"
+    )
+
+
+def _rotated(log: Path) -> list[Path]:
+    """The log and what logrotate has made of it, the newest first, as far back as no file is missing.
+
+    In this order, one that is renamed while they are read is read twice and not missed.
+    """
+    files = [log]
+    for number in count(1):
+        names = [f"{log.name}.{number}{ending}" for ending in OPENERS]
+        found = [path for path in map(log.with_name, names) if path.exists()]
+        if not found:
+            break
+        files.append(found[0])
+    # With `dateext` it names them otherwise.
+    dated = re.compile(re.escape(log.name) + r"-\d{8,}(" + "|".join(map(re.escape, OPENERS)) + ")")
+    files += sorted((path for path in log.parent.iterdir() if dated.fullmatch(path.name)), reverse=True)
+    return files
+
+
+def _opened(path: Path) -> IO[bytes]:
+    ending = path.suffix if path.suffix in OPENERS else ""
+    file: IO[bytes] = OPENERS[ending](path, "rb")
+    return file
+
+
+def _begins(path: Path) -> datetime | None:
+    with _opened(path) as file:
+        return log_time(file.readline())
 
 
 def _queue(listed: str) -> Iterator[Trace]:
@@ -99,10 +140,16 @@ def _queue(listed: str) -> Iterator[Trace]:
 def _chain(queued: list[Trace], files: list[Path]) -> Iterator[Trace]:
     yield from queued
     for path in files:
-        with path.open("rb") as file:
-            for line in file:
-                if b"from=<b+" in line and (match := _LOGGED.search(line)):
-                    yield Trace(*(match[name].decode("ascii", "replace") for name in Trace._fields))
+        try:
+            with _opened(path) as file:
+                for line in file:
+                    if b"from=<b+" in line and (match := _LOGGED.search(line)):
+                        yield Trace(*(match[name].decode("ascii", "replace") for name in Trace._fields))
+        except FileNotFoundError:
+            # Renamed since: all is read a second time.
+            continue
+        except (OSError, EOFError, LZMAError, zlib.error) as error:
+            raise _unreadable(error) from error
 
 
 def _maildir(path: Path) -> Iterator[Trace]:
