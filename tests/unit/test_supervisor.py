@@ -109,7 +109,8 @@ def test_production_has_a_program_for_each_lane_when_told_so(
     file = tmp_path / "supervisord.conf"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
     programs = read(file)
-    assert set(programs) == {"socket", "clock", "index-0", "index-1", "blob", "mail", "saga", "actors", "scrub"}
+    workers = {"clock", "index-0", "index-1", "blob", "mail", "saga", "actors", "relay"}
+    assert set(programs) == {"socket", *workers, "scrub"}
     assert programs["index-1"]["argv"] == ["outbox", "work", "index", "--lane", "1"]
 
 
