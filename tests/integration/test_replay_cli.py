@@ -39,7 +39,9 @@ class Operator:
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "outbox", *words], env=self.environment | more, text=True,
+            # What a shell's background job starts has inherited that it can't be interrupted.
+            ["env", "--default-signal=INT", sys.executable, "-m", "outbox", *words],
+            env=self.environment | more, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
