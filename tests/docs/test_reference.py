@@ -242,6 +242,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.mail.send": MailVerbs.send,
     "outbox.emit": Outbox.emit,
     "outbox.append": Outbox.append,
+    "outbox.about": Outbox.about,
     "outbox.signal": Outbox.signal,
     "OutboxBroker": OutboxBroker.__init__,
     "Cron": Cron.__init__,
@@ -349,7 +350,7 @@ def test_each_verb_is_there_to_be_awaited(plain: type, awaited: type, left_out: 
             continue
         if inspect.isfunction(verb):
             assert real(getattr(awaited, name)) == real(verb), name
-            assert inspect.iscoroutinefunction(getattr(awaited, name)) == (name != "token"), name
+            assert inspect.iscoroutinefunction(getattr(awaited, name)) == (name not in ("token", "about")), name
         else:
             assert hasattr(awaited, name), name
 
