@@ -174,6 +174,26 @@ def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
     assert depot.states() == []
 
 
+def test_scrub_lists_and_repairs_as_many_as_it_is_told_to(depot: Depot) -> None:
+    digests = depot.fill()
+    for digest in digests[:3]:
+        depot.damage_blob(digest)
+    # When one is to be listed, then the others are counted, and how to have them listed is said
+    done = depot.run("blob", "--list", "1")
+    assert done.returncode == 1
+    assert "and 2 more" in done.stdout
+    assert "--list 3" in done.stdout
+    # ... and only that one is repaired
+    done = depot.run("blob", "--list", "1", "--repair", "--yes")
+    assert (done.returncode, "Only those that are listed" in done.stderr) == (1, True)
+    # When all are, then all are
+    done = depot.run("blob", "--list", "3", "--json")
+    assert len(json.loads(done.stdout)[0]["findings"]) == 3
+    assert depot.run("blob", "--list", "3", "--repair", "--yes").returncode == 0
+    depot.drain()
+    assert depot.run("blob").returncode == 0
+
+
 def test_scrub_says_what_to_do_when_the_index_is_gone(depot: Depot) -> None:
     depot.fill()
     shutil.rmtree(depot.site.home / "index")
