@@ -86,7 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         return int(module.run(args))
-    except (OutboxError, psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+    except psycopg.errors.InsufficientPrivilege as error:
+        cure = "give its database user the role outbox_operator (a worker: outbox_worker), or name another user"
+        print(f"outbox {args.command}: {reason(error)}: {cure} in OUTBOX_DATABASE", file=sys.stderr)
+    except (OutboxError, psycopg.OperationalError) as error:
         print(f"outbox {args.command}: {reason(error)}", file=sys.stderr)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error of ours.

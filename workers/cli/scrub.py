@@ -90,15 +90,18 @@ def _one(args: argparse.Namespace, settings: Settings, conn: Connection, target:
         _check(args, settings, conn, target)  # a participant that isn't there is no operation
         ours = operation.begin(conn, schedule.KIND, request)
     with course.under_way(conn, ours):
-        progress = _survey(args, settings, conn, ours)
-        if not args.json:
-            _print(target, progress)
+        progress = found = _survey(args, settings, conn, ours)
         repair = args.repair and any(each.repair for each in progress.findings[progress.repaired :])
+        if repair and not args.json:
+            # What is agreed to has to be seen.
+            _print(target, found)
         if repair and not args.dry_run and course.agreed(_plan(target, progress), "Repair?", yes=args.yes):
             progress = _repair(args, settings, conn, ours)
         elif repair and args.dry_run:
             print(_plan(target, progress), file=sys.stderr)
         ours.end(conn, "done", result=schedule.result(progress))
+    if not repair and not args.json:
+        _print(target, found)
     if progress.repaired and not args.json:
         print(_repaired(target, progress))
     left = progress.found - progress.mended

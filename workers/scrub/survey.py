@@ -201,7 +201,7 @@ class Survey:
 
     def _strays(self, found: list[Held]) -> list[Finding]:
         return [
-            Finding("orphaned", stray.place, stray.id, stray.fault, "", self._subject.advice)
+            Finding("orphaned", stray.place, stray.id, stray.fault, "", self._subject.stray_advice)
             for stray in found
             if self._subject.still(stray)
         ]
