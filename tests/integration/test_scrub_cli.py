@@ -143,7 +143,9 @@ def test_scrub_can_be_stopped_and_resumed_when_it_is_in_the_way(depot: Depot) ->
     depot.damage_index()
     # Given a scrub that would take long
     process = subprocess.Popen(
-        [sys.executable, "-m", "outbox", "scrub", "index", "--rate", "0.01"], env=depot.environment,
+        # What a shell's background job starts has inherited that it can't be interrupted.
+        ["env", "--default-signal=INT", sys.executable, "-m", "outbox", "scrub", "index", "--rate", "0.01"],
+        env=depot.environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until(lambda: depot.site.one("select progress ? 'tick' from outbox.operation"), "it compares")
