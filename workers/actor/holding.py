@@ -107,6 +107,18 @@ class Holding:
             self._step(end, None)
         return page
 
+    def stands_before(self, newest: tick.Tick) -> tick.Tick | None:
+        """The tick that it stands at, if all of the batch from there to `newest` is still to be read."""
+        start = self._start
+        between = self.position.upto == 0 and start.id < newest.id
+        return start if between and start.first == newest.first and not start.shows_nothing else None
+
+    def shown(self, newest: tick.Tick, page: Sequence[Intent]) -> None:
+        """`page` is all that there is up to `newest`: as if it had been read."""
+        self._end, self._ends = newest, True
+        if not page:
+            self._step(newest, None)
+
     def passed(self, page: Sequence[Intent], count: int, claimed: int) -> None:
         """So many of a page are claimed or parked, or there is nothing to do about them."""
         assert self._end is not None  # noqa: S101 - it was read
