@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import dramatiq
+import pytest
+
 from outbox.database import Connection
 from outbox.decision import decide
 from tests.fixtures.actors import Stage
@@ -97,8 +100,8 @@ def test_actor_i2_message_is_run_when_the_database_is_lost_as_its_rate_is_looked
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an actor with a rate, in order
-    company, lost = stage.company, []
-    dramatiq.actor(broker=company.broker, actor_name="rated", rate_limit="100000/m", ordering_key="a")(company.ran)
+    company, lost = stage.company, list[int]()
+    dramatiq.actor(broker=company.broker, actor_name="rated", rate_limit="100000/m", ordering_key="a")(company._note)
     looks = company.broker.rates.waits
 
     def loses(conn: Connection, *args: Any, **options: Any) -> Any:
