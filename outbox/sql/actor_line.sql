@@ -2,11 +2,15 @@
 --   as well (`waits`); and how many are in somebody's hands, with rows of their own.
 -- Locks: none. Tables: outbox.parked, outbox.log (read). Called by: workers.actor.line.
 select k.key,
-       exists (select from outbox.parked p
-                where p.target = %(target)s and p.key = k.key and p.reason not in ('due', 'skipped')
-                  and not outbox.aside(p)) as held,
-       exists (select from outbox.parked p
-                where p.target = %(target)s and p.key = k.key and p.reason = 'blocked') as waits,
+       -- A range of one key, and its order, so that nothing but an index of keys will do: a million rows of others may be
+       -- in front.
+       coalesce((select true from outbox.parked p
+                  where p.target = %(target)s and p.key between k.key and k.key and p.reason not in ('due', 'skipped')
+                    and not outbox.aside(p)
+                  order by p.key, p.id limit 1), false) as held,
+       coalesce((select true from outbox.parked p
+                  where p.target = %(target)s and p.key between k.key and k.key and p.reason = 'blocked'
+                  order by p.key, p.id limit 1), false) as waits,
        (select count(*) from outbox.parked p
          where p.target = %(target)s and p.key = k.key and p.reason = 'running') as running
   from unnest(%(keys)s::text[]) as k (key)

@@ -23,11 +23,13 @@ with fence as (
   select i.id,
          case when i.turns is null then true
               -- Recalled by its saga, and never tried: it is not run.
-              when i.attempts = 0 and exists (select from outbox.saga_void v where v.id = i.id) then true
-              when i.turns = 0 and (i.place > 1 or exists (
-                     select from outbox.parked h
-                      where h.target = %(target)s and h.key = i.key and h.id < i.id
-                        and h.reason not in ('due', 'skipped') and not outbox.aside(h))) then false
+              when i.attempts = 0 and (select v.id from outbox.saga_void v where v.id = i.id) is not null then true
+              when i.turns = 0 and (i.place > 1 or (
+                     -- A range of one key, and its order, so that nothing but an index of keys will do.
+                     select h.id from outbox.parked h
+                      where h.target = %(target)s and h.key between i.key and i.key and h.id < i.id
+                        and h.reason not in ('due', 'skipped') and not outbox.aside(h)
+                      order by h.key, h.id limit 1) is not null) then false
               else i.place + hands.running + coalesce(busy.running, 0) <= greatest(i.turns, 1) end as turn
     from line i
    cross join lateral (select count(*) as running from outbox.parked h

@@ -21,10 +21,11 @@ with line as materialized (
                     where p.target = k.target and p.key between k.key and k.key and p.reason = 'blocked'
                     order by p.key, p.id limit 100) as w
             where hands.free > 0
-              and (first.turns > 0 or not exists (
-                     select from outbox.parked h
-                      where h.target = k.target and h.key = k.key and h.id < first.id
-                        and h.reason not in ('due', 'skipped') and not outbox.aside(h)))) as n
+              and (first.turns > 0 or (
+                     select h.id from outbox.parked h
+                      where h.target = k.target and h.key between k.key and k.key and h.id < first.id
+                        and h.reason not in ('due', 'skipped') and not outbox.aside(h)
+                      order by h.key, h.id limit 1) is null)) as n
 ), turn as (
   select p.id from outbox.parked p
    where p.id = any (array(select l.id from line l where l.place <= l.free)) and p.reason = 'blocked'

@@ -7,9 +7,11 @@ may be one of the next deployment, or of the last: its messages are put back for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import dramatiq
+import psycopg
 
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered, Hold
@@ -89,9 +91,12 @@ class Intake:
     def _in_time(self, conn: Connection, messages: list[Delivered], holding: Holding | None) -> list[Delivered]:
         """Those that are not over their rate limits, as far as that can be told before a thread is free. The others are
         put back at once."""
-        waits = (
-            self._broker.rates.waits(conn, messages, self._broker.actors, begins=False) if self._broker.rates else {}
-        )
+        waits: dict[int, float] = {}
+        # What a lane's page has admitted must be handed out, though the database is lost just now: the next statement
+        # says so, and a rate is looked at again when a thread is free.
+        with suppress(psycopg.Error):
+            if self._broker.rates:
+                waits = self._broker.rates.waits(conn, messages, self._broker.actors, begins=False)
         for message in messages:
             if (wait := waits.get(message.id)) is not None:
                 message.wait = wait
