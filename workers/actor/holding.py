@@ -26,7 +26,7 @@ from workers.actor.line import Line
 EMPTY_EVERY = 0.2
 """Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
 
-STRIDE_MOST = 512
+STRIDE_MOST = 2000
 """Intents of a page that is read past those who wait for their turn."""
 
 
