@@ -54,7 +54,7 @@ def test_actor_i1_i2_send_commits_with_an_async_session(stage: Stage, shop: Shop
             async with session.begin_nested() as savepoint:
                 shop.note.send("savepoint")
                 await savepoint.rollback()
-            assert await session.scalar(sa.text("select count(*) from outbox.log")) == 0
+            assert stage.one("select count(*) from outbox.log") == 0
         with pytest.raises(ZeroDivisionError):
             async with shop.sessions.begin():
                 shop.note.send("never")
