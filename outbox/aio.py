@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from datetime import datetime
 from email.message import EmailMessage
 from functools import partial
@@ -77,6 +77,10 @@ class AsyncOutbox:
     ) -> None:
         """As `Outbox.emit`."""
         await session.run_sync(self.sync.emit, target, action, key, payload, due=due, saga=saga, headers=headers)
+
+    def about(self, session: AsyncSession, model: object) -> AbstractContextManager[None]:
+        """As `Outbox.about`: a plain `with`, in which verbs are awaited."""
+        return self.sync.about(session.sync_session, model)
 
     async def signal(
         self, session: AsyncSession, saga: UUID, name: str, payload: Any = None, *, accepted: bool = True, who: str = ""

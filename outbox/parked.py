@@ -7,8 +7,6 @@ it. What operators do with the same intents is in `outbox.decision`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import psycopg
@@ -35,9 +33,6 @@ class Parking(NamedTuple):
     #: A try that failed may have had its effect all the same. Once it may have, that stays so.
     doubtful: bool = False
 
-
-# Looked at for each intent that is read, so without a Python frame each.
-_DUE = attrgetter("due")
 
 ERROR_LIMIT = 500
 """Characters of an error that are kept."""
@@ -124,18 +119,6 @@ def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:
 def keys(conn: psycopg.Connection[Any], lane: Lane) -> set[str]:
     """The keys that later intents must queue behind."""
     return {row[0] for row in conn.execute(sql.load("parked_keys"), _share(lane))}
-
-
-def scheduled(conn: psycopg.Connection[Any], batch: Sequence[Intent], at: datetime) -> set[int]:
-    """Those of a batch that wait for their time: it has not come at `at`, or they are parked for it already.
-
-    What is due when it is read has its place in the log's order: read again from further back, everything that was
-    scheduled once is, and so each key ends with what it ends with in `outbox.live`.
-    """
-    if not any(map(_DUE, batch)):
-        return set()
-    timed = [(intent.id, intent.due) for intent in batch if intent.due is not None]
-    return {number for number, due in timed if due > at} | which(conn, [number for number, due in timed if due <= at])
 
 
 def which(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:

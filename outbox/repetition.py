@@ -109,6 +109,7 @@ EVERYTHING: dict[str, Any] = dict.fromkeys(
     (
         "key",
         "key_prefix",
+        "model",
         "keys",
         "saga",
         "begin",

@@ -23,6 +23,8 @@ asks Postgres for the transaction's fate, because a session can't know it when t
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, LiteralString, cast
 from uuid import UUID
@@ -45,6 +47,7 @@ from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs
 
 _OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
+_MODEL = "outbox.model"
 _TOKEN = "outbox.token"  # noqa: S105 - a key of session.info, no secret
 
 WAIT_EVERY = 0.005
@@ -122,7 +125,30 @@ class Outbox:
         # Not begun yet: the first statement would, but the list must belong to a transaction now.
         if not session.in_transaction():
             session.begin()
+        if model := session.info.get(_MODEL):
+            intent = intent.about(model)
         session.info.setdefault(_PENDING, []).append(intent)
+
+    @contextmanager
+    def about(self, session: Session, model: object) -> Iterator[None]:
+        """What the session emits inside is about rows of a mapped class, given by itself or by an instance.
+
+        It is noted with each intent (header `model`), so that `outbox replay --model` finds blobs and mails by the
+        class's name, too. Raises `IntentRefused` if it is not mapped.
+        """
+        mapped: Any = sa.inspect(model, raiseerr=False)
+        mapper = getattr(mapped, "mapper", None)
+        if mapper is None:
+            name = model.__name__ if isinstance(model, type) else type(model).__name__
+            raise IntentRefused(
+                f"{name} is not a mapped class: give a class that SQLAlchemy maps, or an instance of one"
+            )
+        before = session.info.get(_MODEL)
+        session.info[_MODEL] = mapper.class_.__name__
+        try:
+            yield
+        finally:
+            session.info[_MODEL] = before
 
     def _check_target(self, session: Session, target: str) -> None:
         if target in self._targets:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import psycopg
@@ -57,6 +58,10 @@ _DIED = "its worker died, and nothing tells whether it got through"
 
 PARKED_LIMIT = 100
 """Parked intents tried in one go."""
+
+
+# Looked at for each intent, so without a Python frame each.
+_DUE = attrgetter("due")
 
 
 class Reader:
@@ -237,8 +242,7 @@ class Reader:
             suspect = batch[0].id
         void, untold = self._reporter.void(batch, None if self._doubtful else ())
         out = self._skipped | void | self._guard.overtaken(batch, self._start, end)
-        later = parked.scheduled(self.conn, batch, end.at)
-        if not suspect and not self._blocked and not out and not later:
+        if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
             return batch, [], []
         ready, aside = [], []
         for intent in batch:
@@ -251,7 +255,7 @@ class Reader:
                 if intent.saga is None:
                     self._blocked.add(intent.key)
                 logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
-            elif intent.id in later:
+            elif intent.due is not None and intent.due > end.at:  # else it has its place, as when it is read again
                 aside.append(Parking(intent.id, "due"))
             else:
                 ready.append(intent)

@@ -62,7 +62,7 @@ $$;
 -- Waits where another transaction has sent one of the key and not ended: only that one's end tells. Under REPEATABLE READ
 -- and SERIALIZABLE this ends with SQLSTATE 40001, as any row that another one has written. Where the message that is
 -- there is committed, nobody waits.
-create function outbox.send_unique(target text, key text, payload jsonb, due timestamptz, headers jsonb,
+create function outbox.send_unique(target text, action text, key text, payload jsonb, due timestamptz, headers jsonb,
                                    out xid bigint, out id bigint, out message_id text, out sent boolean)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
@@ -75,7 +75,7 @@ declare
   found outbox.unique_message;
 begin
   if target is null or not starts_with(target, 'actor.') or whose is null or mine is null
-     or payload ->> 'message_id' is null then
+     or action is null or action !~ '^send(\.[a-z0-9.]{1,40})?$' or payload ->> 'message_id' is null then
     raise exception using errcode = 'OB003',
       message = 'that is no message with a unique key',
       hint = 'Send it with actor.send_with_options(args=…, unique_key=…).';
@@ -104,7 +104,8 @@ begin
     return;
   end if;
   insert into outbox.log as l (target, action, key, payload, due, headers)
-    values (send_unique.target, 'send', send_unique.key, send_unique.payload, send_unique.due, send_unique.headers)
+    values (send_unique.target, send_unique.action, send_unique.key, send_unique.payload, send_unique.due,
+            send_unique.headers)
     returning l.xid::text::bigint, l.id into xid, id;
   message_id := payload ->> 'message_id';
   sent := true;
@@ -235,7 +236,9 @@ create table outbox.cron (
   timezone   text        not null,
   missed     text        not null check (missed in ('skip', 'once', 'all')),
   target     text        not null references outbox.participant,
-  -- The message as it is sent, but for its id and times: for `outbox.run_cron`.
+  -- The message as it is sent, but for its id and times, for `outbox.run_cron`; null: the intent's key is the id.
+  action     text        not null,
+  key        text,
   message    jsonb       not null,
   -- Tells one declaration of a name from another: only the one that is in force fires.
   version    text        not null,
@@ -275,10 +278,10 @@ begin
     'message_id', drawn, 'message_timestamp', floor(extract(epoch from outbox.now()) * 1000)::bigint);
   if payload #>> '{options,unique_key}' is not null then
     select u.id, u.message_id, u.sent into id, message_id, sent
-      from outbox.send_unique(wanted.target, drawn, payload, null, headers) u;
+      from outbox.send_unique(wanted.target, wanted.action, coalesce(wanted.key, drawn), payload, null, headers) u;
   else
     insert into outbox.log as l (target, action, key, payload, headers)
-      values (wanted.target, 'send', drawn, payload, headers) returning l.id into id;
+      values (wanted.target, wanted.action, coalesce(wanted.key, drawn), payload, headers) returning l.id into id;
     message_id := drawn;
     sent := true;
   end if;
@@ -290,11 +293,11 @@ end $$;
 ---------------------------------------------------------------------------------------------- grants
 revoke all on outbox.unique_message, outbox.cron from public;
 revoke all on function outbox.is_pending(bigint), outbox.retake_unique(bigint), outbox.forget_unique(int),
-  outbox.send_unique(text, text, jsonb, timestamptz, jsonb), outbox.run_cron(text, text) from public;
+  outbox.send_unique(text, text, text, jsonb, timestamptz, jsonb), outbox.run_cron(text, text) from public;
 
 grant select on outbox.unique_message, outbox.cron to outbox_worker, outbox_operator, outbox_reader;
 grant execute on function outbox.is_pending(bigint) to outbox_worker, outbox_operator, outbox_reader;
-grant execute on function outbox.send_unique(text, text, jsonb, timestamptz, jsonb) to outbox_app;
+grant execute on function outbox.send_unique(text, text, text, jsonb, timestamptz, jsonb) to outbox_app;
 grant execute on function outbox.forget_unique(int) to outbox_worker;
 grant insert, update on outbox.cron to outbox_actor;
 grant delete on outbox.cron to outbox_operator;

@@ -33,15 +33,14 @@ from dramatiq.common import current_millis, q_name
 from dramatiq.errors import BrokerConnectionError, QueueNotFound
 from dramatiq.middleware import Middleware, SkipMessage
 
-from outbox import sql
 from outbox.actor import cron, queue, rate, results, turn, unique
 from outbox.actor.delivered import FINISHING, Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
 from outbox.actor.transaction import atransaction, transaction
 from outbox.database import Connection
-from outbox.errors import IntentRefused, NotReady
-from outbox.log import append_one
+from outbox.errors import NotReady
+from outbox.intent import Intent
 from outbox.retry import OUTAGE
 from outbox.saga.run import Action
 from outbox.settings import Settings
@@ -201,10 +200,9 @@ class OutboxBroker(dramatiq.Broker):
         self, message: dramatiq.Message[Any], delay: int | None, conn: Connection | None
     ) -> tuple[dramatiq.Message[Any], int]:
         target = self.registered(message.queue_name)
-        message = self._stamped(message.copy(queue_name=q_name(message.queue_name)))
         if delay is not None:
             message = message.copy(options={"eta": current_millis() + delay})
-        message = unique.settle(message, self.actors.get(message.actor_name))
+        message = self._ready(message)
         self.emit_before("enqueue", message, delay)
         message, number = self._write(message, conn)
         self.logger.debug("Message %s goes to %s.", message.message_id, target)
@@ -215,14 +213,11 @@ class OutboxBroker(dramatiq.Broker):
         """Into the log. → the message, or what has its key; and the intent's id, 0 if that is drawn at the commit."""
         intent = intent_of(message, turn=self._turn(message), due=_due(message))
         session = None if conn is not None else self.session()
-        if unique.is_unique(message):
-            statement, parameters = sql.load("actor_unique"), unique.parameters(intent)
-        else:
-            statement, parameters = sql.load("log_append_one"), append_one(intent)
-            if session is not None and self.outbox is not None:
+        statement, parameters = unique.statement(message, intent)
+        if session is not None and self.outbox is not None:
+            if not unique.is_unique(message):
                 self.outbox.append(session, intent)
                 return message, 0
-        if session is not None and self.outbox is not None:
             from outbox.session import append_now  # noqa: PLC0415 - loaded by whoever has a session
 
             row = append_now(self.outbox, session, statement, parameters)
@@ -235,9 +230,10 @@ class OutboxBroker(dramatiq.Broker):
     def _turn(self, message: dramatiq.Message[Any]) -> turn.Turn | None:
         return turn.turn_of(message, self.actors.get(message.actor_name))
 
-    def _stamped(self, message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
+    def _ready(self, message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
         """With the options that follow from its arguments. Raises `IntentRefused` for one that can't be meant."""
-        return self.rates.stamped(self.actors.get(message.actor_name), message)
+        actor = self.actors.get(message.actor_name)
+        return unique.settle(self.rates.stamped(actor, message.copy(queue_name=q_name(message.queue_name))), actor)
 
     def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
         """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
@@ -248,18 +244,20 @@ class OutboxBroker(dramatiq.Broker):
         again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
         return again
 
+    def draft(self, message: dramatiq.Message[Any]) -> Intent:
+        """The intent that a message would become, if it were sent."""
+        message = self._ready(message)
+        return intent_of(message, turn=self._turn(message))
+
     def action(self, message: dramatiq.Message[Any]) -> Action:
         """What a step of a saga returns to have an actor run: `return broker.action(charge.message(run.input.order))`.
 
         The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
         """
         self.registered(message.queue_name)
-        if unique.is_unique(unique.settle(message, self.actors.get(message.actor_name))):
-            raise IntentRefused(
-                f"a step of a saga waits for its own message, and {message.actor_name} is unique: make the message "
-                "with message_with_options(…, unique_key=None)"
-            )
-        return Action(intent_of(self._stamped(message), turn=self._turn(message)), {"message_id": message.message_id})
+        draft = self.draft(message)
+        unique.refuse_step(draft)
+        return Action(draft, {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 

@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo
 import dramatiq
 from cronsim import CronSim, CronSimError
 
-from outbox.actor import unique
+from outbox.intent import Intent
 
 OPTIONS = frozenset({"cron"})
 
@@ -143,22 +143,38 @@ class Schedule(NamedTuple):
     cron: Cron
     actor: dramatiq.Actor[Any, Any]
 
-    def message(self, **options: Any) -> dramatiq.Message[Any]:
-        """A new message."""
-        return unique.settle(
-            self.actor.message_with_options(args=tuple(self.cron.args), kwargs=dict(self.cron.kwargs or {}), **options),
-            self.actor,
+    def message(self, **more: Any) -> dramatiq.Message[Any]:
+        """A new message, which says in its options what it is for."""
+        return self.actor.message_with_options(
+            args=tuple(self.cron.args), kwargs=dict(self.cron.kwargs or {}), cron={"name": self.name, **more}
         )
 
-    def template(self) -> dict[str, Any]:
-        """The message as JSON, but for its id and times."""
-        fields: dict[str, Any] = json.loads(self.message(cron={"name": self.name}).encode())
-        return {name: value for name, value in fields.items() if not name.startswith("message_")}
 
-    def version(self) -> str:
-        """Tells this declaration from another one of the same name."""
-        what = [self.cron.expression, self.cron.timezone, self.cron.missed, self.template()]
-        return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+class Declared(NamedTuple):
+    """A schedule as it is declared to the database."""
+
+    schedule: Schedule
+    target: str
+    action: str
+    #: None: each message is its own.
+    key: str | None
+    #: The message as JSON, but for its id and times.
+    message: str
+    #: Tells this declaration from another one of the same name.
+    version: str
+
+
+def declared(schedule: Schedule, draft: Intent) -> Declared:
+    """`draft`: what its message would become."""
+    fields = draft.payload
+    key = None if draft.key == fields["message_id"] else draft.key
+    text = json.dumps(
+        {name: value for name, value in fields.items() if not name.startswith("message_")}, sort_keys=True
+    )
+    cron = schedule.cron
+    what = [cron.expression, cron.timezone, cron.missed, draft.target, draft.action, key, text]
+    version = sha256(json.dumps(what).encode()).hexdigest()[:32]
+    return Declared(schedule, draft.target, draft.action, key, text, version)
 
 
 def schedules(actor: dramatiq.Actor[Any, Any]) -> list[Schedule]:
@@ -190,4 +206,4 @@ def check(actor: dramatiq.Actor[Any, Any], others: Mapping[str, dramatiq.Actor[A
         if one.name in names:
             raise ValueError(f"there are two schedules {one.name}: give each a name of its own, Cron(…, name=…)")
         names.append(one.name)
-        one.template()
+        one.message().encode()

@@ -67,6 +67,8 @@ def message_of(intent: Intent, options: dict[str, Any] | None = None) -> dramati
         raise Permanent(f"a queue knows no action {intent.action!r}: skip this intent")
     try:
         message = dramatiq.Message.decode(intent.body.encode())
+        if options is None and "eta" not in message.options and message.queue_name == q_name(message.queue_name):
+            return message  # as nearly all are
         options = {**message.options, **(options or {})}
     except (dramatiq.DecodeError, TypeError, RecursionError) as error:
         raise Permanent(

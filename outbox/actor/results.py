@@ -102,13 +102,15 @@ class OutboxResults(ResultBackend):
 
     def _text(self, result: Any) -> str:
         try:
-            text = self.encoder.encode(result).decode()
-            json.loads(text)
+            data = self.encoder.encode(result)
         except (TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, TypeError):
-                raise PayloadInvalid("the result is not JSON: return strings, numbers, lists and dicts") from error
+            raise PayloadInvalid("the result is not JSON: return strings, numbers, lists and dicts") from error
+        try:
+            text = data.decode()
+            json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise PayloadInvalid(_NOT_JSON) from error
-        if len(text.encode()) > RESULT_LIMIT:
+        if len(data) > RESULT_LIMIT:
             raise PayloadTooLarge(
                 f"the result has more than {RESULT_LIMIT} bytes: put it as a blob, and return the blob's key"
             )

@@ -22,12 +22,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, LiteralString
 
 import dramatiq
 
+from outbox import sql
 from outbox.errors import IntentRefused
 from outbox.intent import KEY_LIMIT, Intent
+from outbox.log import append_one
 
 OPTIONS = frozenset({"unique_key", "unique_for"})
 
@@ -78,9 +80,23 @@ def is_unique(message: dramatiq.Message[Any]) -> bool:
     return message.options.get("unique_key") is not None
 
 
-def parameters(intent: Intent) -> tuple[Any, ...]:
-    """`intent` as the parameters of `actor_unique.sql`."""
-    return (intent.target, intent.key, intent.body, intent.due, intent.headers)
+def statement(message: dramatiq.Message[Any], intent: Intent) -> tuple[LiteralString, tuple[Any, ...]]:
+    """What writes `intent`, or finds the one that has the key of `message`; and its parameters."""
+    if not is_unique(message):
+        return sql.load("log_append_one"), append_one(intent)
+    return sql.load("actor_unique"), (
+        intent.target, intent.action, intent.key, intent.body, intent.due, intent.headers
+    )  # fmt: skip
+
+
+def refuse_step(draft: Intent) -> None:
+    """A step of a saga waits for its own message. Raises `IntentRefused` for one that another can stand for."""
+    fields = draft.payload
+    if fields["options"].get("unique_key") is not None:
+        raise IntentRefused(
+            f"a step of a saga waits for its own message, and one of {fields['actor_name']} may be left out, because "
+            "it is unique: make the message with message_with_options(…, unique_key=None)"
+        )
 
 
 def outcome(message: dramatiq.Message[Any], row: Sequence[Any]) -> dramatiq.Message[Any]:

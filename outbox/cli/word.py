@@ -19,7 +19,7 @@ def count(text: str) -> int:
     """How many."""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of intents: use 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number: use 1 or more")
     return number
 
 

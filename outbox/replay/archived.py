@@ -8,6 +8,7 @@ Errors: `ArchiveDamaged`, before anything of the file is used; `NotReady` when t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice, pairwise
@@ -18,6 +19,7 @@ import psycopg
 from outbox import archive, repetition
 from outbox.archive import Archived
 from outbox.errors import NotReady
+from outbox.intent import Intent
 from outbox.repetition import Word
 from outbox.replay.choice import Choice
 
@@ -68,8 +70,16 @@ def _chosen(choice: Choice, row: Archived) -> bool:
         repetition.Repeats.read(intent) is None
         and (choice.key is None or intent.key == choice.key)
         and (choice.key_prefix is None or intent.key.startswith(choice.key_prefix))
+        and (choice.model is None or intent.key.startswith(f"{choice.model}/") or _model(intent) == choice.model)
         and (choice.saga is None or intent.saga == choice.saga)
     )
+
+
+def _model(intent: Intent) -> object:
+    try:
+        return json.loads(intent.headers or "{}").get("model")
+    except (AttributeError, ValueError, RecursionError):
+        return None
 
 
 def chunks(found: Iterator[Archived], size: int) -> Iterator[Sequence[Archived]]:

@@ -38,6 +38,8 @@ class Choice:
     targets: tuple[str, ...] = ()
     key: str | None = None
     key_prefix: str | None = None
+    #: About this mapped class, by its name (`Outbox.about`), or of keys `NAME/…`.
+    model: str | None = None
     saga: UUID | None = None
     #: Written at this time (with a time zone) or later; or not longer ago than this, by the database's clock.
     begin: datetime | timedelta | None = None
@@ -106,6 +108,7 @@ class Choice:
         return {
             "key": self.key,
             "key_prefix": self.key_prefix,
+            "model": self.model,
             "saga": None if self.saga is None else str(self.saga),
             "begin": None if begin is None else begin.isoformat(),
             "end": None if end is None else end.isoformat(),

@@ -35,13 +35,14 @@ with fence as (
            as hands
     left join unnest(%(busy)s::text[], %(counts)s::int[]) as busy (key, running) on busy.key = i.key
 ), waits as (
-  update outbox.parked p set reason = 'blocked', retry_at = null from judged j where p.id = j.id and not j.turn
+  update outbox.parked p set reason = 'blocked', retry_at = null
+   where p.id = any (array(select j.id from judged j where not j.turn))
   returning p.id
 ), taken as (
   update outbox.parked p
      set reason = 'running', holder = %(holder)s, trying = null, retry_at = null, attempts = p.attempts + 1,
          deaths = p.deaths + 1, alone = %(alone)s
-    from judged j where p.id = j.id and j.turn
+   where p.id = any (array(select j.id from judged j where j.turn))
   returning p.id, p.attempts, p.deaths
 )
 select l.id, l.target, l.action, l.key, l.payload::text, l.due, l.saga, l.headers::text,

@@ -3,4 +3,4 @@
 -- Locks: the key's row, until the transaction ends, if it is sent; waits for another sender of the key.
 -- Tables: outbox.log (insert), outbox.unique_message (insert, update), outbox.position, outbox.parked (read), by the
 --   function. Called by: outbox.actor.unique.
-select xid, id, message_id, sent from outbox.send_unique(%s, %s, %s::jsonb, %s::timestamptz, %s::jsonb)
+select xid, id, message_id, sent from outbox.send_unique(%s, %s, %s, %s::jsonb, %s::timestamptz, %s::jsonb)

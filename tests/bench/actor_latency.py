@@ -32,6 +32,12 @@ from tests.bench.site import Site
 QUEUES = 50
 """Queues more."""
 
+_CLAIMED = """
+select count(distinct target), count(distinct target) filter (where claimed)
+  from (select target, bool_and(owner is not null) as claimed from outbox.lane
+         where starts_with(target, 'actor.') group by target) as queue
+"""
+
 
 def _sends(_name: str) -> None:
     """Stands for the actor of the worker."""
@@ -46,6 +52,7 @@ class Side:
             raise RuntimeError("the worker did not start: see what it said above")
         self._broker, self._worker = broker, worker
         self._actor = dramatiq.actor(broker=broker, actor_name="begins")(_sends)
+        self.pid = worker.pid
         self._sent: dict[str, float] = {}
         self.sends: list[float] = []
 
@@ -70,6 +77,7 @@ class Side:
 
 @contextmanager
 def _sides(site: Site, queues: int) -> Iterator[dict[str, Side]]:
+    """`queues`: more of them, in which nothing is."""
     database = site.database()
     worker = site.server.url("actor", database)
     with ExitStack() as stack:
@@ -77,9 +85,11 @@ def _sides(site: Site, queues: int) -> Iterator[dict[str, Side]]:
         program = "tests.bench.actors", "wait"
         started = stack.enter_context(process(site, database, *program, "outbox", worker, str(queues)))
         sides = {"outbox": Side(OutboxBroker(settings=settings(site.server.url("app", database))), started)}
+        with psycopg.connect(site.server.url(database=database), autocommit=True) as admin:
+            _until_claimed(admin, 1 + queues)
         try:
             url = stack.enter_context(redis.server(site))
-            started = stack.enter_context(process(site, database, *program, "redis", url))
+            started = stack.enter_context(process(site, database, *program, "redis", url, "0"))
             sides["redis"] = Side(RedisBroker(url=url), started)
         except NotInstalled as error:
             print(error, file=sys.stderr)
@@ -88,56 +98,46 @@ def _sides(site: Site, queues: int) -> Iterator[dict[str, Side]]:
 
 def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
     """Percentiles in milliseconds."""
-    yield from _measure(site, "actor-latency", 30 if quick else 200, queues=0)
-
-
-def _measure(site: Site, name: str, samples: int, *, queues: int) -> Iterator[Figure]:
-    with _sides(site, queues) as sides:
-        rng = random.Random(1)
-        for number in range(-WARM, samples):
-            for side in sides.values():
-                time.sleep(rng.uniform(*PAUSE))
-                side.send(number)
-        latencies = {which: side.latencies() for which, side in sides.items()}
+    with _sides(site, queues=0) as sides:
+        latencies = _latencies(sides, 30 if quick else 200)
     ours = latencies["outbox"]
-    yield Figure(f"{name}.p50", percentile(ours, 0.5), "ms", None if queues else Bar("<=", 10))
-    yield Figure(f"{name}.p99", percentile(ours, 0.99), "ms", None if queues else Bar("<=", 40))
-    yield Figure(f"{name}.max", ours[-1], "ms")
-    yield Figure(f"{name}.send", median(sides["outbox"].sends), "ms")
+    yield Figure("actor-latency.p50", percentile(ours, 0.5), "ms", Bar("<=", 10))
+    yield Figure("actor-latency.p99", percentile(ours, 0.99), "ms", Bar("<=", 40))
+    yield Figure("actor-latency.max", ours[-1], "ms")
+    yield Figure("actor-latency.send", median(sides["outbox"].sends), "ms")
     if "redis" in latencies:
-        yield Figure(f"{name}.redis.p50", percentile(latencies["redis"], 0.5), "ms")
-        yield Figure(f"{name}.redis.p99", percentile(latencies["redis"], 0.99), "ms")
+        yield Figure("actor-latency.redis.p50", percentile(latencies["redis"], 0.5), "ms")
+        yield Figure("actor-latency.redis.p99", percentile(latencies["redis"], 0.99), "ms")
 
 
 def queues(site: Site, *, quick: bool) -> Iterator[Figure]:
     """With fifty queues more, in which nothing is; and what they cost while nothing happens."""
-    database = site.database()
-    with (
-        process(site, database, "outbox", "work", "clock"),
-        process(site, database, "tests.bench.actors", "wait", "outbox", site.server.url("actor", database), str(QUEUES))
-        as worker,
-        psycopg.connect(site.server.url(database=database), autocommit=True) as admin,
-    ):  # fmt: skip
-        assert worker.stdout is not None
-        worker.stdout.readline()
-        _until_claimed(admin)
-        start, before = time.monotonic(), _seconds(worker.pid)
+    with _sides(site, QUEUES) as sides:
+        worker = sides["outbox"].pid
+        start, before = time.monotonic(), _seconds(worker)
         time.sleep(5 if quick else 20)
-        idle = (_seconds(worker.pid) - before) / (time.monotonic() - start)
+        idle = (_seconds(worker) - before) / (time.monotonic() - start)
+        ours = _latencies({"outbox": sides["outbox"]}, 30 if quick else 100)["outbox"]
     yield Figure("actor-queues.idle", idle * 100, "% of a core in the worker")
-    yield from _measure(site, "actor-queues", 30 if quick else 100, queues=QUEUES)
+    yield Figure("actor-queues.p50", percentile(ours, 0.5), "ms")
+    yield Figure("actor-queues.p99", percentile(ours, 0.99), "ms")
 
 
-def _until_claimed(admin: psycopg.Connection[tuple[int, ...]]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        row = admin.execute(
-            "select count(*), count(*) filter (where owner is not null) from outbox.lane where starts_with(target, 'actor.')"
-        ).fetchone()
-        if row is not None and row[0] == row[1] > QUEUES:
-            return
+def _latencies(sides: dict[str, Side], samples: int) -> dict[str, list[float]]:
+    rng = random.Random(1)
+    for number in range(-WARM, samples):
+        for side in sides.values():
+            time.sleep(rng.uniform(*PAUSE))
+            side.send(number)
+    return {which: side.latencies() for which, side in sides.items()}
+
+
+def _until_claimed(admin: psycopg.Connection[tuple[int, ...]], queues: int) -> None:
+    """Until all lanes of so many queues have an owner."""
+    deadline = time.monotonic() + 4 * PATIENCE
+    while admin.execute(_CLAIMED).fetchone() != (queues, queues):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{row} lanes of queues are claimed within {PATIENCE:.0f} s")
+            raise RuntimeError(f"the lanes of {queues} queues are not claimed within {4 * PATIENCE:.0f} s")
         time.sleep(0.1)
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.orm import sessionmaker
 from tests.bench import redis
 from tests.bench.actor import on_log, rate, run
 from tests.bench.actors import on_log as broker_on_log
+from tests.bench.actors import sessions_of
 from tests.bench.figure import Bar, Figure
 from tests.bench.latency import percentile
 from tests.bench.orm import BLOCK, Base, Note
@@ -56,9 +57,7 @@ def send(site: Site, *, quick: bool) -> Iterator[Figure]:
     """In a transaction, and without one."""
     app = site.server.url("app", site.database())
     broker = broker_on_log(app, app)
-    assert broker.outbox is not None
-    assert callable(broker.outbox.sessions)
-    hooked = broker.outbox.sessions
+    hooked = sessions_of(broker)
     engine = hooked.kw["bind"]
     plain = sessionmaker(engine)
     actor = dramatiq.actor(broker=broker, actor_name="nothing")(_nothing)

@@ -2,12 +2,12 @@
 
     python -m tests.bench.actors rate BROKER URL COUNT     send so many, then work them off: actors/s
     python -m tests.bench.actors retry BROKER URL COUNT    the same, but each asks to be run again once: messages/s
-    python -m tests.bench.actors due BROKER URL COUNT      so many that are due at one time: how late they begin, in ms
-    python -m tests.bench.actors wait BROKER URL COUNT     until SIGTERM, with so many queues more that are empty; a line
-                                                           for each actor: its name, when it began
+    python -m tests.bench.actors due BROKER URL COUNT      so many that are due at one time: how late each begins, in ms
+    python -m tests.bench.actors wait BROKER URL COUNT     until SIGTERM, with so many queues more that are empty: a
+                                                           line for each actor, with its name and when it began
 
-BROKER is `outbox`, `redis` or `stub`. They differ in nothing else: each is a broker with dramatiq's own middleware, in a
-process of its own with one `dramatiq.Worker`. What it takes to send, to connect and to start is not in a rate: the
+BROKER is `outbox`, `redis` or `stub`. They differ in nothing else: each is a broker with dramatiq's own middleware, in
+a process of its own with one `dramatiq.Worker`. What it takes to send, to connect and to start is not in a rate: the
 time runs from the start of actor number `WARM` to the start of the last one, and each must have run.
 """
 
@@ -65,10 +65,14 @@ def _broker(name: str, url: str) -> dramatiq.Broker:
 
 def _transaction(broker: dramatiq.Broker) -> AbstractContextManager[object]:
     """What sends commit with: on the log one for many, elsewhere there is none."""
-    if isinstance(broker, OutboxBroker) and broker.outbox is not None and callable(broker.outbox.sessions):
-        made: AbstractContextManager[object] = broker.outbox.sessions.begin()
-        return made
-    return nullcontext()
+    return sessions_of(broker).begin() if isinstance(broker, OutboxBroker) else nullcontext()
+
+
+def sessions_of(broker: OutboxBroker) -> sessionmaker[sa.orm.Session]:
+    """Those whose transactions its sends commit with."""
+    assert broker.outbox is not None
+    assert isinstance(broker.outbox.sessions, sessionmaker)
+    return broker.outbox.sessions
 
 
 class Tally:
@@ -100,11 +104,12 @@ class Tally:
         return (self._count - WARM) / (self._ended - self._began)
 
 
-def _send(broker: dramatiq.Broker, actor: dramatiq.Actor[..., None], count: int, **options: int) -> None:
+def _send(broker: dramatiq.Broker, actor: dramatiq.Actor[..., None], count: int, at: float | None = None) -> None:
     for first in range(0, count, BATCH):
         with _transaction(broker):
             for number in range(first, min(count, first + BATCH)):
-                actor.send_with_options(args=(number,), **options)
+                delay = None if at is None else round((at - time.time()) * 1000)
+                actor.send_with_options(args=(number,), delay=delay)
 
 
 @contextmanager
@@ -152,10 +157,7 @@ def due(broker: dramatiq.Broker, count: int) -> list[float]:
 
     actor = dramatiq.actor(broker=broker, actor_name="later")(later)
     with _working(broker):
-        for first in range(0, count, BATCH):
-            with _transaction(broker):
-                for number in range(first, min(count, first + BATCH)):
-                    actor.send_with_options(args=(number,), delay=round((at - time.time()) * 1000))
+        _send(broker, actor, count, at)
         if time.time() > at - AHEAD / 2:
             raise RuntimeError("it took too long to send them: some were due before all were there")
         deadline = at + PATIENCE
@@ -183,8 +185,9 @@ def _begins(name: str) -> None:
     sys.stdout.write(f"{name} {now}\n")
 
 
-def main(what: str, name: str, url: str, count: int = 0) -> None:
+def main(what: str, name: str, url: str, number: str) -> None:
     """As the module says."""
+    count = int(number)
     broker = _broker(name, url)
     dramatiq.set_broker(broker)
     match what:
@@ -199,4 +202,4 @@ def main(what: str, name: str, url: str, count: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:])

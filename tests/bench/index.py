@@ -160,7 +160,7 @@ def documents(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     for number in range(count):
         title = " ".join(rng.choices(words, cum_weights=weights, k=4)).capitalize()
-        text = " ".join(rng.choices(words, cum_weights=weights, k=SIZE // 2))
+        text = " ".join(rng.choices(words, cum_weights=weights, k=SIZE // 3))
         made = document(title=title, text=text)
         surplus = len(Intent.make("index", "put", "key", made).body) - SIZE
         yield f"note/{number}", document(title=title, text=text[:-surplus])

@@ -1,8 +1,8 @@
 """`mail`: from the log into a Postfix, against a bare loop that sends the same mails over one session.
 
 The Postfix is a private one that discards what it has taken. The bare loop is our own client with nothing round it: it
-pipelines, and waits for the reply to each mail, with as many sessions as we have, which is one for the lane. `mail.ratio`
-is plain submission with Postfix's log as the evidence; `mail.hold.ratio` is in two phases, on hold and released, against
+pipelines, waits for the reply to each mail, and has as many sessions as we have: one, for one lane. `mail.ratio` is
+plain submission with Postfix's log as the evidence; `mail.hold.ratio` is in two phases, on hold and released, against
 the same loop.
 """
 
@@ -29,7 +29,8 @@ from workers.evidence import evidence_for
 from workers.heldmail import HeldMailParticipant
 from workers.hold import HoldQueue
 from workers.mail import MailParticipant
-from workers.smtp import SmtpSession, smtp_target
+from workers.relay import Relay
+from workers.smtp import SmtpSession
 
 COUNT = 1000
 """Mails of a turn."""
@@ -46,16 +47,14 @@ def measure(site: Site, *, quick: bool) -> Iterator[Figure]:
     if shutil.which("postfix") is None:
         print("Postfix is not there: `make test-packages` installs it, as root on Debian", file=sys.stderr)
         # Not measured is not met.
-        yield from (
-            Figure(f"{name}.ratio", 0.0, "not measured: Postfix is not there", bar) for name, bar in bars.items()
-        )
+        for name, bar in bars.items():
+            yield Figure(f"{name}.ratio", 0.0, "not measured: Postfix is not there", bar)
         return
     with running() as postfix, rig(site, "mail") as made:
+        hold = HoldQueue.named(postfix.hold, "postsuper")
         participants: dict[str, Callable[[], MailParticipant]] = {
             "mail": lambda: MailParticipant(postfix.url, evidence_for(postfix.evidence), DOMAIN),
-            "mail.hold": lambda: HeldMailParticipant(
-                postfix.hold_url, HoldQueue.named(postfix.hold, "postsuper"), DOMAIN
-            ),
+            "mail.hold": lambda: HeldMailParticipant(postfix.hold_url, hold, DOMAIN),
         }
         for name, participant in participants.items():
             pair = compare(partial(_ours, made, participant), partial(_bare, postfix), pairs=3 if quick else 9)
@@ -93,7 +92,7 @@ def _done(made: Rig) -> int:
 
 def _bare(postfix: Postfix) -> float:
     mails = [(f"b+{secrets.token_hex(16)}@{DOMAIN}", mail["message"].encode()) for mail in _payloads()]
-    session = SmtpSession(smtp_target(postfix.url), "bench.outbox.test")
+    session = SmtpSession(Relay.read(postfix.url), "bench.outbox.test")
     session.connect()
     start = time.perf_counter()
     for sender, message in mails:

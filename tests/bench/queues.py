@@ -3,9 +3,9 @@
     queues.py procrastinate URL COUNT
     queues.py pgqueuer URL COUNT BATCH
 
-A program, because its packages are not ours: it is run by the interpreter that they are installed in. It sends COUNT jobs
-into an empty database, works them off, and prints jobs per second. As in `tests.bench.actors`, the time runs from the
-start of job number `WARM` to the start of the last one, and each must have run. Both get what their manuals say is
+A program, because its packages are not ours: it is run by the interpreter that they are installed in. It sends COUNT
+jobs into an empty database, works them off, and prints jobs per second. As in `tests.bench.actors`, the time runs from
+the start of job number `WARM` to the start of the last one, and each must have run. Both get what their manuals say is
 fast: jobs that are coroutines, uvloop, and for PgQueuer asyncpg. All settings of durability are their defaults.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
 import sys
 import time
 
@@ -81,10 +80,8 @@ async def pgqueuer(url: str, count: int, batch: int) -> float:
     import asyncpg
     from pgqueuer import AsyncpgDriver, Job, PgQueuer, Queries
 
-    subprocess.run(
-        [sys.executable, "-m", "pgqueuer", "--pg-dsn", url, "install"], check=True, stdout=subprocess.DEVNULL
-    )
     conn = await asyncpg.connect(url)
+    await Queries(AsyncpgDriver(conn)).install()
     queuer = PgQueuer(AsyncpgDriver(conn))
     tally = Tally(count)
 
@@ -108,9 +105,10 @@ async def pgqueuer(url: str, count: int, batch: int) -> float:
 def main(name: str, url: str, *numbers: str) -> None:
     """As the module says."""
     logging.disable(logging.WARNING)
-    work = {"procrastinate": procrastinate, "pgqueuer": pgqueuer}[name]
+    count, *batch = map(int, numbers)
+    work = procrastinate(url, count) if name == "procrastinate" else pgqueuer(url, count, *batch)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(runner.run(work(url, *map(int, numbers))))
+        print(runner.run(work))
 
 
 if __name__ == "__main__":

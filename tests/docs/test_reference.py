@@ -16,7 +16,7 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import Cron, OutboxBroker, Outcomes
+from outbox.actor import Cron, OutboxBroker, OutboxLimits, OutboxResults, Outcomes
 from outbox.aio import AsyncBlobVerbs, AsyncIndexVerbs, AsyncMailVerbs, AsyncOutbox
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
@@ -242,12 +242,18 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.mail.send": MailVerbs.send,
     "outbox.emit": Outbox.emit,
     "outbox.append": Outbox.append,
+    "outbox.about": Outbox.about,
     "outbox.signal": Outbox.signal,
     "OutboxBroker": OutboxBroker.__init__,
     "Cron": Cron.__init__,
     "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
+    "broker.result": OutboxBroker.result,
+    "broker.run": OutboxBroker.run,
+    "OutboxResults": OutboxResults.__init__,
+    "results.get_result": OutboxResults.get_result,
+    "OutboxLimits": OutboxLimits.__init__,
     "broker.action": OutboxBroker.action,
     "outbox.cancel": Outbox.cancel,
     "outbox.of": Outbox.of,
@@ -344,7 +350,7 @@ def test_each_verb_is_there_to_be_awaited(plain: type, awaited: type, left_out: 
             continue
         if inspect.isfunction(verb):
             assert real(getattr(awaited, name)) == real(verb), name
-            assert inspect.iscoroutinefunction(getattr(awaited, name)) == (name != "token"), name
+            assert inspect.iscoroutinefunction(getattr(awaited, name)) == (name not in ("token", "about")), name
         else:
             assert hasattr(awaited, name), name
 

@@ -135,12 +135,14 @@ def test_relay_faults_i2_i7_saga_hears_of_its_step_when_the_far_worker_is_killed
 def test_relay_faults_i3_i10_nothing_is_sent_twice_when_rabbitmq_blocks_publishers(
     rabbitmq: RabbitMQ, farside: FarSide
 ) -> None:
-    # Given RabbitMQ with too little memory
+    # Given a relay with connections, and then RabbitMQ with too little memory
+    farside.relay(rabbitmq.url)
+    names = _send(farside, *(f"before {n}" for n in range(50)))
+    until(lambda: rabbitmq.count(farside.queue) == 50, "they wait there")
     rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
     try:
-        farside.relay(rabbitmq.url)
         # When messages are sent
-        names = _send(farside, *(f"note {n}" for n in range(50)))
+        names |= _send(farside, *(f"blocked {n}" for n in range(50)))
         # Then lanes wait, and say for what
         why = "select reason from outbox.lane where target = %s and state = 'waiting' and reason ~ 'memory'"
         until(lambda: farside.stage.one(why, farside.target), "a lane waits")
@@ -148,10 +150,10 @@ def test_relay_faults_i3_i10_nothing_is_sent_twice_when_rabbitmq_blocks_publishe
         rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     # And when it has memory again, each message is there once
     until(partial(farside.stage.one, "select outbox.queue_idle(%s)", farside.target), "everything is handed on")
-    assert rabbitmq.count(farside.queue) == 50
+    assert rabbitmq.count(farside.queue) == 100
     farside.far(rabbitmq.url)
     _came_true(farside, names)
-    assert len(farside.far_runs()) == 50
+    assert len(farside.far_runs()) == 100
 
 
 def test_relay_faults_i2_message_too_large_for_rabbitmq_is_parked_and_others_go_on(
@@ -227,7 +229,7 @@ def test_relay_faults_i2_i7_message_stays_until_what_became_of_it_can_be_told(
         farside.far(rabbitmq.url, stage.urls["app"])
         ended = "select state from outbox.saga where id = %s and ended_at is not null"
         assert until(lambda: stage.one(ended, started), "the saga ends") == "completed"
-    assert farside.far_runs() == ["x", "x"]
+    assert len(farside.far_runs()) >= 2
     assert len(farside.messages_of("x")) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ from outbox import adoption, era
 from outbox.watermark import Watermark
 from tests.fixtures.actors import Stage
 from tests.fixtures.site import LIMIT, until
+from workers.tenure import STOPPED_EVERY
 
 STOPPED = "select min(reason) from outbox.lane where target = 'actor.default' and state = 'stopped'"
 
@@ -83,3 +85,23 @@ def test_actor_i3_queue_halts_all_when_the_log_went_back(stage: Stage) -> None:
     assert "was seen" in until(lambda: stage.one(STOPPED), "the queue is stopped")
     assert "was seen" in until(lambda: stage.one("select halted from outbox.era"), "the era is halted")
     assert stage.runs("open") == 0
+
+
+def test_actor_queue_that_can_not_go_on_is_looked_at_now_and_then(stage: Stage) -> None:
+    # Given a queue whose worker finds that the log can't go on
+    stage.company.note.send("open")
+    era.halt(stage.admin, "for the test")
+    stage.start(OUTBOX_TTL="120")
+    until(lambda: stage.one(STOPPED), "the queue is stopped")
+    # When the worker has looked after its share of lanes some times more
+    began, epochs = time.monotonic(), "select avg(epoch)::float8 from outbox.lane where target = 'actor.default'"
+    before = stage.one(epochs)
+    looks = set[object]()
+
+    def looked() -> bool:
+        looks.add(stage.one("select max(lease_until) from outbox.consumer"))
+        return len(looks) > 6
+
+    until(looked, "looks at the shares")
+    # Then it has not claimed the lanes each time
+    assert stage.one(epochs) - before <= 1 + (time.monotonic() - began) / STOPPED_EVERY

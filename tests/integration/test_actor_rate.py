@@ -202,6 +202,31 @@ def test_rate_counts_retries_as_well_and_they_keep_their_number_when_they_are_pu
     assert len(runs) == 5
 
 
+def test_rate_i4_order_of_a_key_is_kept_when_its_messages_wait_for_their_rate(stage: Stage) -> None:
+    # Given an actor whose messages run in order, two in an hour
+    ran: list[int] = []
+
+    @dramatiq.actor(broker=stage.company.broker, rate_limit="2/h", ordering_key="one")
+    def drips(n: int) -> None:
+        ran.append(n)
+
+    for n in range(6):
+        drips.send(n)
+    # When they have their turns, hour by hour
+    stage.work()
+    for hour in range(1, 4):
+        until(partial(lambda many: len(ran) == many, 2 * hour), f"so many in hour {hour}")
+        if hour < 3:
+            until(
+                lambda: ("retry", 0, "it is over its rate limit, and waits for its turn") in stage.parked(), "it waits"
+            )
+        assert len(ran) == 2 * hour
+        stage.later(2 * 3600)
+    stage.drained()
+    # Then it was in the order in which they were sent
+    assert ran == list(range(6))
+
+
 def test_rate_message_is_put_back_when_the_database_cannot_be_asked(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

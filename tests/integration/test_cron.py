@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -21,79 +19,13 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from outbox.actor import Cron
 from outbox.cli import main
-from outbox.settings import Settings
 from tests.fixtures.actors import ROOT, Stage
-from tests.fixtures.cron import BEGIN, office, url_at
+from tests.fixtures.cron import BEGIN, Clerk, Town, url_at
 from tests.fixtures.site import LIMIT, until
-from workers.actor.timetable import Timetable
-from workers.postgres import Postgres
-
-
-class Town:
-    """A database without a clock, and processes that look at their schedules when told to, and at what time."""
-
-    def __init__(self, server: Postgres, database: str, admin: psycopg.Connection[Any]) -> None:
-        self.admin = admin
-        self.urls = {user: server.url(user, database) for user in ("app", "actor", "outbox_operator")}
-        self._opened: list[Any] = []
-
-    def settings(self, url: str) -> Settings:
-        return Settings(url, None, None, "smtp://127.0.0.1:1")
-
-    def clerk(self, cron: Any = "*/5 * * * *", **options: Any) -> Clerk:
-        made = Clerk(self, cron, options)
-        self._opened.append(made)
-        return made
-
-    def sent(self) -> list[tuple[str, str]]:
-        """What was sent, in order: the time of each slot, and the message's id."""
-        query = "select substr(payload #>> '{options,cron,slot}', 12, 5), key from outbox.log order by id"
-        return list(self.admin.execute(query.encode()))
-
-    def slots(self) -> list[str]:
-        return [slot for slot, _ in self.sent()]
-
-    def close(self) -> None:
-        for one in self._opened:
-            one.close()
-
-
-class Clerk:
-    """One process's worth of schedules."""
-
-    def __init__(self, town: Town, cron: Any, options: dict[str, Any]) -> None:
-        self._town = town
-        self._at = BEGIN
-        self.broker = office(town.settings(town.urls["app"]), self._worker(BEGIN), cron, **options)
-        self.timetable = Timetable(self.broker)
-
-    def _worker(self, moment: datetime) -> Settings:
-        return self._town.settings(url_at(self._town.urls["actor"], moment))
-
-    def look(self, minutes: float, *, declare: bool = True) -> int:
-        """What is sent so many minutes after the beginning."""
-        self.timetable._sender.close()
-        self.broker._worker = self._worker(BEGIN + timedelta(minutes=minutes))
-        if declare:
-            self.timetable._declared_at = -1e9
-        return self.timetable.look()
-
-    def close(self) -> None:
-        self.timetable._sender.close()
-        self.broker.close()
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     return subprocess.run(command, env=environment, cwd=ROOT, timeout=LIMIT, check=False).returncode
-
-
-@pytest.fixture
-def town(server: Postgres, database: str, admin: psycopg.Connection[Any]) -> Iterator[Town]:
-    made = Town(server, database, admin)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_cron_i3_slot_is_sent_once_when_several_processes_look(town: Town) -> None:
@@ -246,8 +178,8 @@ def test_cron_run_is_left_out_when_the_one_before_still_runs_and_its_actor_is_un
     )  # fmt: skip
 
 
-def test_cron_slot_is_sent_by_the_next_look_when_a_middleware_fails(town: Town) -> None:
-    # Given a middleware that fails once, before a message is sent
+def test_cron_slot_is_sent_by_the_next_look_and_others_at_once_when_a_middleware_fails(town: Town) -> None:
+    # Given two schedules, and a middleware that fails once, before the message of the first is sent
     failing = [True]
 
     class Fails(Middleware):
@@ -256,15 +188,16 @@ def test_cron_slot_is_sent_by_the_next_look_when_a_middleware_fails(town: Town) 
                 failing.clear()
                 raise MiddlewareError("once")
 
-    clerk = town.clerk()
+    clerk = town.clerk([Cron("*/5 * * * *", name="a"), Cron("*/5 * * * *", name="b")])
     clerk.broker.add_middleware(Fails())
     clerk.look(0)
     with pytest.raises(MiddlewareError):
         clerk.look(5)
-    # Then the slot isn't done with
-    assert town.slots() == []
+    # Then that slot isn't done with, and the other schedule doesn't wait for it
+    sent = "select payload #>> '{options,cron,name}' from outbox.log order by id"
+    assert town.admin.execute(sent.encode()).fetchall() == [("b",)]
     assert clerk.look(6) == 1
-    assert town.slots() == ["12:05"]
+    assert town.admin.execute(sent.encode()).fetchall() == [("b",), ("a",)]
 
 
 # --------------------------------------------------------------------------------------- the command line
@@ -312,7 +245,7 @@ def test_cron_list_shows_the_next_run_and_the_last(town: Town, capsys: pytest.Ca
 
 def test_cron_run_sends_the_message_now(town: Town, capsys: pytest.CaptureFixture[str]) -> None:
     # Given a schedule whose actor is unique
-    clerk = town.clerk(Cron("0 3 * * *", args=(1, "x")), unique_key=True)
+    clerk = town.clerk(Cron("0 3 * * *", args=(1, "x")), unique_key=True, ordering_key="line")
     clerk.look(0)
     # When an operator runs it now, twice
     assert _outbox(town, "run", "punch", minutes=1) == 0
@@ -320,7 +253,8 @@ def test_cron_run_sends_the_message_now(town: Town, capsys: pytest.CaptureFixtur
     assert _outbox(town, "run", "punch", "--json", minutes=2) == 0
     again = json.loads(capsys.readouterr().out)
     # Then the message is there, once, as the schedule sends it, and says who sent it
-    ((payload, headers),) = town.admin.execute("select payload, headers from outbox.log").fetchall()
+    ((payload, headers, *turn),) = town.admin.execute("select payload, headers, action, key from outbox.log").fetchall()
+    assert turn == ["send.ordered", "line"]
     assert (payload["actor_name"], payload["args"], payload["options"]["cron"]) == (
         "punch",
         [1, "x"],
@@ -350,50 +284,10 @@ def test_cron_is_not_for_everybody_when_the_database_is_asked_directly(town: Tow
             with pytest.raises(psycopg.Error, match="permission denied"):
                 app.execute(statement.encode())
         with pytest.raises(psycopg.Error, match="no message with a unique key"):
-            app.execute("select outbox.send_unique('mail', 'k', '{}', null, null)")
+            app.execute("select outbox.send_unique('mail', 'send', 'k', '{}', null, null)")
 
 
 # ------------------------------------------------------------------------------------------------ workers
-
-
-def test_cron_actor_runs_when_its_time_comes_in_dramatiqs_own_workers(stage: Stage, tmp_path: Path) -> None:
-    # Given a module as an application has it, with a schedule for each minute
-    (tmp_path / "diary.py").write_text(
-        "import dramatiq, os, psycopg\n"
-        "from dramatiq.middleware import CurrentMessage\n"
-        "from outbox.actor import OutboxBroker\n"
-        "broker = OutboxBroker()\n"
-        "broker.add_middleware(CurrentMessage())\n"
-        "dramatiq.set_broker(broker)\n"
-        "@dramatiq.actor(cron='* * * * *')\n"
-        "def entry():\n"
-        "    slot = CurrentMessage.get_current_message().options['cron']['slot']\n"
-        "    with psycopg.connect(os.environ['OUTBOX_DATABASE'], autocommit=True) as conn:\n"
-        "        conn.execute('insert into effect values (%s, %s)', (slot, os.getpid()))\n"
-    )
-    environment = {
-        **os.environ,
-        "OUTBOX_DATABASE": stage.urls["app"],
-        "OUTBOX_ACTOR_DATABASE": stage.urls["actor"],
-        "OUTBOX_STATE": str(tmp_path / "none"),
-        "PYTHONPATH": str(ROOT),
-    }
-    # When dramatiq runs it, with two processes, and a slot has just passed
-    command = [sys.executable, "-m", "dramatiq", "diary", "-p", "2", "-t", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    try:
-        until(lambda: stage.one("select count(*) from outbox.cron"), "it is declared")
-        moved = "update outbox.cron set slot = slot - interval '1 min', next_at = next_at - interval '1 min'"
-        stage.admin.execute(moved.encode())
-        # Then its actor runs, and knows for which slot; once for each
-        until(lambda: stage.one("select count(*) from effect") >= 1, "it has run")
-        process.terminate()
-        assert process.wait(LIMIT) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert stage.one("select count(*) = count(distinct payload #>> '{options,cron,slot}') from outbox.log")
-    assert stage.one("select max(name)::timestamptz <= now() from effect")
 
 
 def test_cron_i10_worker_goes_on_when_it_loses_the_database(stage: Stage) -> None:
@@ -413,18 +307,16 @@ def test_cron_i10_worker_goes_on_when_it_loses_the_database(stage: Stage) -> Non
 
 
 def test_cron_thread_is_there_only_while_a_worker_runs_that_has_schedules(stage: Stage) -> None:
-    def cron_threads() -> int:
-        return sum(thread.name == "cron" for thread in threading.enumerate())
-
     # Given a worker without schedules, and one with
-    before = cron_threads()
     stage.work()
-    assert cron_threads() == before
+    assert stage.company.broker._timetable is None
     company = stage.another()
     dramatiq.actor(broker=company.broker, actor_name="entry", cron="0 0 * * *")(lambda: None)
     worker = Worker(company.broker, worker_timeout=50, worker_threads=1)
     worker.start()
-    assert cron_threads() == before + 1
+    timetable = company.broker._timetable
+    assert timetable._thread.is_alive()
     # When it stops, then nothing is sent any more
     worker.stop()
-    assert cron_threads() == before
+    assert company.broker._timetable is None
+    until(lambda: not timetable._thread.is_alive(), "the thread ends")

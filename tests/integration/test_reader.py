@@ -155,24 +155,6 @@ def test_reader_i4_applies_in_its_place_what_is_due_when_it_is_read(bench: Bench
     assert [each.payload for each in live.puts(bench.conn, TARGET, tick.latest(bench.conn))] == ["at once", None]
 
 
-def test_reader_leaves_a_scheduled_intent_that_is_parked_to_its_time(bench: Bench) -> None:
-    # Given a scheduled put whose time has come, and that is still parked when a participant reads the log again
-    bench.sink.keeps_position = True
-    bench.emit("k", "scheduled", due="2900-01-01")
-    reader = bench.reader()
-    bench.drain(reader)
-    bench.give_up(TARGET)
-    bench.conn.execute("set outbox.fake_now = '2901-01-01'")
-    empty = Sink()
-    empty.keeps_position = True
-    again = bench.reader(sink=empty)
-    bench.emit("k2")
-    # When, then: it is applied once
-    bench.drain(again)
-    assert sorted(key for key, _ in empty.effects) == ["k", "k2"]
-    assert bench.parked() == {}
-
-
 def test_reader_keeps_a_scheduled_intent_until_it_is_due(bench: Bench) -> None:
     bench.emit("k", "later", due=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
     bench.emit("k", "now")

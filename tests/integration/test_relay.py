@@ -36,7 +36,7 @@ def test_relay_i2_messages_run_at_the_far_side_with_their_own_ids(broker_url: st
     # Then each runs there, under the id that it was sent with; nothing else does, and nothing is left here
     wanted = {f"note {n}" for n in range(20)}
     farside.wait_for(wanted | {"flaky", "late"})
-    until(lambda: farside.far_runs().count("flaky") == 2, "its retry ran")
+    until(lambda: farside.far_runs().count("flaky") >= 2, "its retry ran")
     assert sorted(set(farside.far_runs())) == sorted(wanted | {"flaky", "late"})
     assert [farside.messages_of(f"note {n}") for n in range(20)] == [[one.message_id] for one in sent]
     assert farside.stage.parked() == []
@@ -100,6 +100,29 @@ def test_relay_i7_saga_hears_when_the_far_actor_is_done_and_not_before(
     assert "secret" not in (error or "")
 
 
+def test_relay_i7_step_that_is_not_heard_of_is_in_doubt_and_an_operators(
+    redis_server: RedisServer, farside: FarSide
+) -> None:
+    # Given a step that was handed on a day ago, and of which nothing was heard
+    stage, saga = farside.stage, _saga(farside)
+    with stage.company.sessions.begin() as session:
+        started = saga.start(session, Order("x", fails=False))
+    farside.relay(redis_server.url)
+    with stage.engine(saga):
+        until(lambda: stage.one("select outbox.queue_idle(%s)", farside.target), "the queue is read")
+        number = until(lambda: stage.one("select id from outbox.relayed"), "it is handed on")
+        stage.admin.execute("update outbox.relayed set relayed_at = relayed_at - interval '25 hours'")
+        # When a relay looks
+        farside.relay(redis_server.url)
+        parked = until(stage.parked, "it is parked")
+        # Then it is in doubt, and what an operator says of it counts
+        assert [(reason, "far side" in error) for reason, _, error in parked] == [("in_doubt", True)]
+        stage.admin.execute("select outbox.decide('applied', %s::bigint[], 'it ran', 'test')", ([number],))
+        ended = "select state from outbox.saga where id = %s and ended_at is not null"
+        assert until(lambda: stage.one(ended, started), "the saga ends") == "completed"
+    assert stage.parked() == []
+
+
 def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(broker_url: str, farside: FarSide) -> None:
     # Given an actor that fails there for good
     farside.far(broker_url, BROKER)
@@ -114,7 +137,7 @@ def test_relay_i2_message_that_the_far_side_gives_up_is_parked_and_retried(broke
     # And a retry hands it on once more
     number = farside.stage.one("select id from outbox.parked")
     farside.stage.admin.execute("select outbox.decide('retry', %s::bigint[], 'again', 'test')", ([number],))
-    until(lambda: len(farside.far_runs()) == 4, "it ran again, with its retry")
+    until(lambda: len(farside.far_runs()) >= 4, "it ran again, with its retry")
     assert farside.messages_of("x") == [sent.message_id]
 
 

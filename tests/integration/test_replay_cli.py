@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox import Outbox, Settings
 from outbox.blob import BlobStore
 from outbox.cli import main
+from outbox.errors import IntentRefused
 from outbox.failpoint import NAMES
 from outbox.participant import Item
 from outbox.replay.resent import NAMES as NAMED
@@ -38,7 +39,9 @@ class Operator:
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "outbox", *words], env=self.environment | more, text=True,
+            # What a shell's background job starts has inherited that it can't be interrupted.
+            ["env", "--default-signal=INT", sys.executable, "-m", "outbox", *words],
+            env=self.environment | more, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -350,3 +353,45 @@ def test_replay_is_a_command_of_its_own_too(site: Site, operate: Operator) -> No
         [command, "--dry-run", "--json"], env=operate.environment, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["plan"]["lines"] == []
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Photo(Base):
+    __tablename__ = "photo"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Portrait(Photo):
+    pass
+
+
+def test_replay_finds_what_is_about_a_mapped_class_by_its_name(
+    site: Site, operate: Operator, app: tuple[sessionmaker[Any], Outbox]
+) -> None:
+    # Given: documents and a blob of one class, a document of another one, and of none
+    sessions, outbox = app
+    with sessions.begin() as session:
+        with outbox.about(session, Photo(id=1)):
+            outbox.index.put(session, "p1", text="of a photo")
+            digest = outbox.blobs.put(session, b"of a photo").digest
+            with outbox.about(session, Portrait):
+                outbox.index.put(session, "p2", text="of a portrait")
+            outbox.emit(session, "index", "put", "p3", {"text": "of a photo"}, headers={"traceparent": "00-1"})
+        outbox.index.put(session, "p4", text="of none")
+        outbox.index.put(session, "Photo/5", text="of a photo by its key")
+        with pytest.raises(IntentRefused, match="int is not a mapped class"), outbox.about(session, 3):
+            pass
+    headers = "select headers from outbox.log where key = 'p3'"
+    assert site.one(headers) == {"traceparent": "00-1", "model": "Photo"}
+    drain(site)
+    # When, then
+    counts = operate.json("replay", "--model", "Photo", "--dry-run")["plan"]["lines"]
+    assert {line["target"]: line["intents"] for line in counts} == {"index": 3, "blob": 1}
+    operate.run("replay", "--model", "Photo", "--yes")
+    again = "select key from outbox.log where headers ? 'replay' and headers ->> 'model' = 'Photo'"
+    assert {row[0] for row in site.admin.execute(again)} == {digest, "p1", "p3"}
+    assert len(operate.repeated()) == 4
+    assert operate.json("replay", "--model", "Portrait", "--yes")["again"] == 1

@@ -336,6 +336,17 @@ def test_resilver_begins_from_the_log_again_when_all_of_the_index_is_lost(rebuil
     assert rebuild.inventory() == rebuild.due()
 
 
+def test_resilver_builds_an_index_of_which_nothing_is_left(rebuild: Rebuild) -> None:
+    site = rebuild.site
+    site.start("clock")
+    for n in range(20):
+        site.emit(f"k{n}")
+    rebuild.drain()
+    shutil.rmtree(rebuild.index)
+    rebuild.run("--yes")
+    assert (rebuild.folders(), rebuild.inventory()) == (["g1"], rebuild.due())
+
+
 def test_index_lane_refuses_a_generation_that_its_database_does_not_know(tmp_path: Path) -> None:
     # Given an index that was built anew, and a database that was restored to the time before
     participant = IndexParticipant(tmp_path)

@@ -179,6 +179,23 @@ def test_resilver_i1_another_store_has_nothing_that_was_deleted_between_two_runs
     assert [path.name.endswith(gone) for path in (other.directory / "trash").iterdir()] == [True]
 
 
+def test_resilver_refuses_a_source_that_is_not_there(rebuild: Rebuild, store: BlobStore) -> None:
+    # Given a blob that is lost
+    site = rebuild.site
+    site.start("clock")
+    digest = put(site, store, b"blob")
+    drain(site)
+    store.path(digest).unlink()
+    # When another store is named that is none, then nothing is begun
+    _, said = rebuild.run("--yes", "--from", str(site.home / "typo"), target="blob", status=1)
+    assert "there is no store of blobs" in said
+    assert site.one("select count(*) from outbox.operation") == 0
+    # When nobody has the bytes, then nothing is said of what was put again
+    told, _ = rebuild.run("--yes", target="blob", status=1)
+    assert digest in told
+    assert "put again" not in told
+
+
 def test_resilver_refuses_a_store_that_lanes_already_write(rebuild: Rebuild, store: BlobStore) -> None:
     site = rebuild.site
     site.start("clock")

@@ -36,7 +36,7 @@ class _Interrupted:
 
     def __init__(self, subject: Subject, **between: Callable[[], Any]) -> None:
         self._subject, self._between = subject, between
-        self.target, self.advice = subject.target, subject.advice
+        self.target, self.advice, self.stray_advice = subject.target, subject.advice, subject.stray_advice
 
     def _now(self, name: str) -> None:
         self._between.pop(name, lambda: None)()

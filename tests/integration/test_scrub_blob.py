@@ -94,9 +94,10 @@ def test_scrub_i9_finds_all_damage_to_files_and_repairs_what_it_has_the_bytes_of
     )
     assert [path.name[:64] for path in aside.iterdir() if path.is_dir()] == [folder]
     # And what nobody has the bytes of stays as it was, and is told with the command that fetches them
-    left = [each for each in progress.findings if not each.repair]
-    assert {each.key for each in left} == {"notes.txt", emptied}
-    assert all("resilver blob --from" in each.advice for each in left)
+    left = {each.key: each.advice for each in progress.findings if not each.repair}
+    assert left.keys() == {"notes.txt", emptied}
+    assert "resilver blob --from" in left[emptied]
+    assert "move it away" in left["notes.txt"]
     assert _path(yard, emptied).read_bytes() == b""
     assert {key for _, key in yard.found("blob")} == {"notes.txt", emptied}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,25 @@ def test_scrub_can_be_stopped_and_resumed_when_it_is_in_the_way(depot: Depot) ->
     assert depot.states() == ["done"]
 
 
+def test_scrub_says_which_role_it_needs(depot: Depot, app_url: str) -> None:
+    done = depot.run("index", OUTBOX_DATABASE=app_url)
+    assert (done.returncode, "outbox_operator" in done.stderr) == (1, True), done.stderr
+
+
+def test_scrub_has_ended_when_nobody_reads_what_it_prints(depot: Depot) -> None:
+    depot.fill()
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outbox", "scrub", "index"], env=depot.environment, stdout=write, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    os.close(write)
+    _, said = process.communicate(timeout=2 * LIMIT)
+    assert (process.returncode, said) == (1, "")
+    assert depot.states() == ["done"]
+
+
 def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
     for words, why in {
         ("nobody",): "nothing installed is a participant",
@@ -172,6 +192,27 @@ def test_scrub_refuses_what_it_cannot_compare(depot: Depot) -> None:
         assert done.returncode == 1
         assert why in done.stderr, words
     assert depot.states() == []
+
+
+def test_scrub_lists_and_repairs_as_many_as_it_is_told_to(depot: Depot) -> None:
+    digests = depot.fill()
+    for digest in digests[:3]:
+        depot.damage_blob(digest)
+    # When one is to be listed, then the others are counted, and how to have them listed is said
+    done = depot.run("blob", "--list", "1")
+    assert done.returncode == 1
+    assert "and 2 more" in done.stdout
+    assert "--list 3" in done.stdout
+    # ... and only that one is repaired
+    done = depot.run("blob", "--list", "1", "--repair", "--yes")
+    assert (done.returncode, "Only those that are listed" in done.stderr) == (1, True)
+    depot.drain()
+    # When all are, then all are
+    done = depot.run("blob", "--list", "2", "--json")
+    assert len(json.loads(done.stdout)[0]["findings"]) == 2
+    assert depot.run("blob", "--list", "3", "--repair", "--yes").returncode == 0
+    depot.drain()
+    assert depot.run("blob").returncode == 0
 
 
 def test_scrub_says_what_to_do_when_the_index_is_gone(depot: Depot) -> None:

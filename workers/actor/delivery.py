@@ -32,7 +32,7 @@ from outbox.database import Connection, connect, reason
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
 from outbox.retry import OUTAGE
-from workers.actor import retries, share
+from workers.actor import glance, retries, share
 from workers.actor.channel import Channel
 from workers.actor.consumer import Consumer, Said
 from workers.actor.estate import NEVER, Estate
@@ -302,12 +302,15 @@ class Delivery:
             return False
         if self._newest is None:
             self._newest = tick.latest(conn)
+        holdings = [holding for holding in self._estate.in_turn() if hunger.get(holding.lane.target, 0) > 0]
+        seen = glance.look(conn, holdings, self._newest, hunger)
         more = False
-        for holding in self._estate.in_turn():
-            limit = hunger.get(holding.lane.target, 0)
-            if limit <= 0:
+        # Those first: `hunger` has room for them.
+        for holding in [*seen, *(holding for holding in holdings if holding not in seen)]:
+            limit = hunger[holding.lane.target]
+            if holding not in seen and limit <= 0:
                 continue
-            page = holding.read(conn, self._newest, limit)
+            page = seen[holding] if holding in seen else holding.read(conn, self._newest, limit)
             messages = self._intake.page(conn, holding, page, limit) if page else []
             hunger[holding.lane.target] -= len(messages)
             self._estate.claimed += messages

@@ -30,6 +30,7 @@ from workers.actor.holding import Holding
 from workers.actor.keeper import Keeper
 from workers.actor.ledger import Ledger, Settled
 from workers.actor.share import Seat
+from workers.tenure import STOPPED_EVERY
 
 logger = logging.getLogger("outbox.actor")
 
@@ -59,6 +60,8 @@ class Estate:
         self._keeper = keeper
         self._ledger = ledger
         self._holdings: dict[tuple[str, int], Holding] = {}
+        #: Lanes that can't go on, and until when they are left alone.
+        self._stopped: dict[tuple[str, int], float] = {}
         #: Claimed with the next write, and handed out after it.
         self.claimed: list[Delivered] = []
         #: Everything that is claimed and not settled.
@@ -200,6 +203,9 @@ class Estate:
                 self.lose(holding)
 
     def _claim(self, conn: Connection, seat: Seat, channel: Channel) -> list[Holding]:
+        key = seat.target, seat.lane
+        if time.monotonic() < self._stopped.get(key, NEVER):
+            return []
         lane = share.take(conn, seat, self._owner, self._ttl)
         if lane is None:
             return []
@@ -214,8 +220,9 @@ class Estate:
                 era.halt(conn, error.says)  # whoever remembers less must not go on either
             lane.show(conn, "stopped", str(error))
             lane.release(conn)
+            self._stopped[key] = time.monotonic() + STOPPED_EVERY
             return []
-        self._holdings[seat.target, seat.lane] = holding
+        self._holdings[key] = holding
         logger.info("%s: claimed, epoch %d", lane, lane.epoch)
         return [holding]
 

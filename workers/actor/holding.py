@@ -26,7 +26,7 @@ from workers.actor.line import Line
 EMPTY_EVERY = 0.2
 """Seconds between writes of a position that passed nothing of this lane: ticks come far more often."""
 
-STRIDE_MOST = 512
+STRIDE_MOST = 2000
 """Intents of a page that is read past those who wait for their turn."""
 
 
@@ -106,6 +106,18 @@ class Holding:
         if not page:
             self._step(end, None)
         return page
+
+    def stands_before(self, newest: tick.Tick) -> tick.Tick | None:
+        """The tick that it stands at, if all of the batch from there to `newest` is still to be read."""
+        start = self._start
+        between = self.position.upto == 0 and start.id < newest.id
+        return start if between and start.first == newest.first and not start.shows_nothing else None
+
+    def shown(self, newest: tick.Tick, page: Sequence[Intent]) -> None:
+        """`page` is all that there is up to `newest`: as if it had been read."""
+        self._end, self._ends = newest, True
+        if not page:
+            self._step(newest, None)
 
     def passed(self, page: Sequence[Intent], count: int, claimed: int) -> None:
         """So many of a page are claimed or parked, or there is nothing to do about them."""

@@ -9,7 +9,6 @@ lost is made anew; what was not committed then is sent by the next one that look
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -22,7 +21,7 @@ from dramatiq.errors import BrokerConnectionError as Lost
 
 from outbox import sql
 from outbox.actor.broker import OutboxBroker
-from outbox.actor.cron import Due, Schedule, due
+from outbox.actor.cron import Declared, Due, declared, due
 from outbox.actor.sender import Sender
 from outbox.database import Connection, reason
 from outbox.errors import OutboxError
@@ -54,6 +53,7 @@ class Timetable:
         self._sender = Sender(lambda: broker.worker_settings.database)
         self._stop = threading.Event()
         self._since: datetime | None = None
+        self._declared: dict[str, Declared] = {}
         self._declared_at = -DECLARE_EVERY
         self._thread = threading.Thread(target=self._run, name="cron", daemon=True)
 
@@ -82,84 +82,98 @@ class Timetable:
 
     def look(self) -> int:
         """Send what is due. → how many messages were sent, durably. Raises dramatiq's and psycopg's errors."""
-        schedules = {schedule.name: schedule for schedule in self._broker.schedules()}
-        if not schedules:
-            return 0
-        return self._sender.run(lambda conn: self._look(conn, schedules))
-
-    def _look(self, conn: Connection, schedules: dict[str, Schedule]) -> int:
         if time.monotonic() - self._declared_at >= DECLARE_EVERY:
-            self._declare(conn, list(schedules.values()))
+            found = [declared(one, self._broker.draft(one.message())) for one in self._broker.schedules()]
+            for one in found:
+                self._broker.registered(one.schedule.actor.queue_name)
+            self._declared = {one.schedule.name: one for one in found}
+            if found:
+                self._sender.run(self._declare)
             self._declared_at = time.monotonic()
-        sent = 0
-        while not self._stop.is_set():
-            versions = {name: schedule.version() for name, schedule in schedules.items()}
-            parameters = {"names": list(versions), "versions": list(versions.values())}
-            rows = conn.execute(sql.load("cron_due"), parameters).fetchall()
-            for name, slot, now, log in rows:
-                sent += self._fire(conn, schedules[name], slot, now, log)
-            if not rows:
-                break
-        return sent
+        return self._sender.run(self._look) if self._declared else 0
 
-    def _declare(self, conn: Connection, schedules: list[Schedule]) -> None:
+    def _declare(self, conn: Connection) -> None:
         row = conn.execute("select outbox.now()").fetchone()
         assert row is not None  # noqa: S101 - a function without FROM has one row
         now = row[0]
         self._since = self._since or now
+        ours = list(self._declared.values())
+        crons = [one.schedule.cron for one in ours]
         conn.execute(
             sql.load("cron_declare"),
             {
                 "since": self._since,
                 "now": now,
-                "names": [one.name for one in schedules],
-                "expressions": [one.cron.expression for one in schedules],
-                "timezones": [one.cron.timezone for one in schedules],
-                "misseds": [one.cron.missed for one in schedules],
-                "targets": [self._broker.registered(one.actor.queue_name) for one in schedules],
-                "messages": [json.dumps(one.template()) for one in schedules],
-                "versions": [one.version() for one in schedules],
-                "nexts": [next(one.cron.slots(now)) for one in schedules],
+                "names": list(self._declared),
+                "expressions": [cron.expression for cron in crons],
+                "timezones": [cron.timezone for cron in crons],
+                "misseds": [cron.missed for cron in crons],
+                "targets": [one.target for one in ours],
+                "actions": [one.action for one in ours],
+                "keys": [one.key for one in ours],
+                "messages": [one.message for one in ours],
+                "versions": [one.version for one in ours],
+                "nexts": [next(cron.slots(now)) for cron in crons],
             },
         )
         hit("cron.declared")
 
-    def _fire(self, conn: Connection, schedule: Schedule, slot: datetime, now: datetime, log: str) -> int:
+    def _look(self, conn: Connection) -> int:
+        sent, wrong = 0, None
+        ours = dict(self._declared)
+        while ours and not self._stop.is_set():
+            parameters = {"names": list(ours), "versions": [one.version for one in ours.values()]}
+            rows = conn.execute(sql.load("cron_due"), parameters).fetchall()
+            for name, slot, now, log in rows:
+                try:
+                    sent += self._fire(conn, ours[name], slot, now, log)
+                except (psycopg.Error, Lost):
+                    raise
+                except Exception as error:  # noqa: BLE001 - raised below: the others must not wait for it
+                    wrong = wrong or error
+                    del ours[name]
+            if not rows:
+                break
+        if wrong is not None:
+            raise wrong
+        return sent
+
+    def _fire(self, conn: Connection, ours: Declared, slot: datetime, now: datetime, log: str) -> int:
         """Send for the slots after `slot`, each in a transaction of its own. → how many were sent."""
-        todo = due(schedule.cron, slot, now)
+        todo = due(ours.schedule.cron, slot, now)
         if todo.left_out:
-            logger.warning("cron: %s: %s: nothing is sent for them", schedule.name, _missed(todo))
+            logger.warning("cron: %s: %s: nothing is sent for them", ours.schedule.name, _missed(todo))
         if not todo.slots:
-            _move(conn, schedule, Move(slot, todo.upto, todo.following))
+            _move(conn, ours, Move(slot, todo.upto, todo.following))
             return 0
         moves = map(Move, [slot, *todo.slots], todo.slots, [*todo.slots[1:], todo.following])
         sent = 0
         for move in moves:
-            if self._stop.is_set() or not self._send(conn, schedule, move, log):
+            if self._stop.is_set() or not self._send(conn, ours, move, log):
                 break
             sent += 1
         return sent
 
-    def _send(self, conn: Connection, schedule: Schedule, move: Move, log: str) -> bool:
+    def _send(self, conn: Connection, ours: Declared, move: Move, log: str) -> bool:
         """One message, with the mark that it is sent. → False: somebody else has sent it."""
         with conn.transaction():
-            if not _move(conn, schedule, move):
+            if not _move(conn, ours, move):
                 return False
-            at = move.upto.isoformat()
-            message = schedule.message(cron={"name": schedule.name, "slot": at})
+            name, at = ours.schedule.name, move.upto.isoformat()
+            message = ours.schedule.message(slot=at)
             # The same one however often this slot is sent for: after a restore to an earlier point, say.
-            message = message.copy(message_id=str(uuid5(NAMESPACE_OID, f"{log}/{schedule.name}/{at}")))
+            message = message.copy(message_id=str(uuid5(NAMESPACE_OID, f"{log}/{name}/{at}")))
             made, number = self._broker.enqueue_on(conn, message)
-            parameters = {"name": schedule.name, "id": number, "message_id": made.message_id, "slot": move.upto}
+            parameters = {"name": name, "id": number, "message_id": made.message_id, "slot": move.upto}
             conn.execute(sql.load("cron_sent"), parameters)
             hit("cron.sending")
         hit("cron.sent")
         return True
 
 
-def _move(conn: Connection, schedule: Schedule, move: Move) -> bool:
+def _move(conn: Connection, ours: Declared, move: Move) -> bool:
     """Mark slots as done with. → False: somebody else has."""
-    parameters = {"name": schedule.name, "version": schedule.version(), **move._asdict()}
+    parameters = {"name": ours.schedule.name, "version": ours.version, **move._asdict()}
     return conn.execute(sql.load("cron_move"), parameters).fetchone() is not None
 
 

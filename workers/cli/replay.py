@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", metavar="PARTICIPANT", nargs="*", help="of these only (default: all)")
     parser.add_argument("--key", metavar="KEY", help="of this key")
     parser.add_argument("--key-prefix", metavar="TEXT", help="of keys that begin so")
-    parser.add_argument("--model", metavar="NAME", help="of keys NAME/…, which is how rows of a model are keyed")
+    parser.add_argument("--model", metavar="NAME", help="about this mapped class, or of keys NAME/…")
     parser.add_argument(
         "--from",
         dest="begin",
@@ -123,9 +123,9 @@ def _choice(args: argparse.Namespace) -> Choice:
     given = (args.after_tick, args.upto_tick, args.parked or None)
     if args.from_archive is not None and any(value is not None for value in given):
         args.usage_error("an archive knows nothing of ticks and of what is parked: choose otherwise")
-    prefix = args.key_prefix if args.model is None else f"{args.model}/"
     choice = Choice(
-        targets=tuple(sorted(set(args.targets))), key=args.key, key_prefix=prefix, saga=args.saga,
+        targets=tuple(sorted(set(args.targets))), key=args.key, key_prefix=args.key_prefix, model=args.model,
+        saga=args.saga,
         begin=args.begin, end=args.end, after_tick=args.after_tick, upto_tick=args.upto_tick,
         parked=tuple(sorted(set(args.parked))), archive=args.from_archive, resend_mail=args.resend_mail,
         events=args.events,

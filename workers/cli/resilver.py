@@ -61,8 +61,10 @@ def _blob(args: argparse.Namespace) -> int:
         "from": _absolute(args.source),
         "to": _absolute(args.to),
     }
-    for each in filter(None, (request["from"], request["to"])):
-        blob.place(settings, each)
+    if request["to"]:
+        blob.place(settings, request["to"])
+    if request["from"]:
+        blob.source(settings, request["from"])
     with connect(Settings.load(args.state, role="operator").database, name="resilver") as conn:
         planned = blob.plan(conn)
         if args.dry_run:
@@ -115,7 +117,7 @@ def _blob_said(taken: Any, result: dict[str, Any]) -> str:
             "To move there: stop what writes blobs, let the lanes drain, run this once more, set OUTBOX_BLOBS, and "
             "start everything again."
         )
-    elif result.get("missing") or result.get("damaged"):
+    elif result.get("missing", 0) + result.get("damaged", 0) > result.get("lost", 0):
         lines.append("The blob lanes publish what was put again: see outbox status.")
     if result.get("lost"):
         lines.append("Nobody has the bytes of these; with another store, name it with --from:")

@@ -1,7 +1,7 @@
 """`outbox work cron`: sends the messages of the schedules of the actors in OUTBOX_ACTORS, and runs none of them.
 
-Called by `workers.cli.work`. For a site that has no workers for them, because its messages go to another broker: workers
-send what is due themselves. Any number may run. Raises `NotReady` for what is missing.
+Called by `workers.cli.work`. For a site that has no workers for them, because its messages go to another broker:
+workers send what is due themselves. Any number may run. Raises `NotReady` for what is missing.
 """
 
 from __future__ import annotations

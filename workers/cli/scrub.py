@@ -15,6 +15,7 @@ from typing import Any
 
 from outbox import operation
 from outbox.cli.table import table
+from outbox.cli.word import count
 from outbox.database import Connection, connect
 from outbox.errors import NotReady
 from outbox.operation import Operation
@@ -34,6 +35,8 @@ from workers.scrub.subject import Subject
 from workers.scrub.survey import LISTED, Progress, Survey, lanes_of
 from workers.scrub.trace import check_traces
 
+_MORE = "build the participant anew (outbox resilver), or scrub again and have more listed"
+
 HELP = "compare what participants hold with the log, and repair it"
 
 
@@ -45,6 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--participant", metavar="MODULE:NAME", help="the class of your own participant, or a function that makes it"
     )
+    parser.add_argument(
+        "--list", metavar="N", type=count, default=LISTED, dest="listed",
+        help=f"write down so many findings of each participant, and repair those (default: {LISTED})",
+    )  # fmt: skip
     parser.add_argument("--scheduled", action="store_true", help="scrub what is due by OUTBOX_SCRUB_EVERY, for ever")
     course.configure(parser, of="bytes of blobs, or else items,")
 
@@ -86,15 +93,18 @@ def _one(args: argparse.Namespace, settings: Settings, conn: Connection, target:
         _check(args, settings, conn, target)  # a participant that isn't there is no operation
         ours = operation.begin(conn, schedule.KIND, request)
     with course.under_way(conn, ours):
-        progress = _survey(args, settings, conn, ours)
-        if not args.json:
-            _print(target, progress)
+        progress = found = _survey(args, settings, conn, ours)
         repair = args.repair and any(each.repair for each in progress.findings[progress.repaired :])
+        if repair and not args.json:
+            # What is agreed to has to be seen.
+            _print(target, found)
         if repair and not args.dry_run and course.agreed(_plan(target, progress), "Repair?", yes=args.yes):
             progress = _repair(args, settings, conn, ours)
         elif repair and args.dry_run:
             print(_plan(target, progress), file=sys.stderr)
         ours.end(conn, "done", result=schedule.result(progress))
+    if not repair and not args.json:
+        _print(target, found)
     if progress.repaired and not args.json:
         print(_repaired(target, progress))
     left = progress.found - progress.mended
@@ -126,11 +136,13 @@ def _survey(args: argparse.Namespace, settings: Settings, conn: Connection, ours
     if target == "mail":
         from workers.scrub.mail import MailSurvey  # noqa: PLC0415 - only paid where it is used
 
-        return MailSurvey(settings, conn, ours).run()
+        return MailSurvey(settings, conn, ours, listed=args.listed).run()
     subject, store = _subject(args, settings, conn, target)
     rate = None if args.rate is None else Rate(args.rate, "items" if store is None else "bytes")
     with course.Bar(f"scrub {target}", None) as bar:
-        survey = Survey(conn, ours, subject, rate=rate, tell=_shown(bar, by_bytes=store is not None))
+        survey = Survey(
+            conn, ours, subject, rate=rate, listed=args.listed, tell=_shown(bar, by_bytes=store is not None)
+        )
         try:
             return survey.run()
         finally:
@@ -166,7 +178,7 @@ def _print(target: str, progress: Progress) -> None:
         rows = [(each.kind, each.key, each.id or None, each.why, each.advice or None) for each in progress.findings]
         print(table(("kind", "key", "intent", "what is wrong", "what to do"), rows))
     if progress.found > len(progress.findings):
-        print(f"… and {progress.found - len(progress.findings):,} more: build the participant anew (outbox resilver)")
+        print(f"… and {progress.found - len(progress.findings):,} more: {_MORE} (--list {progress.found})")
 
 
 def _plan(target: str, progress: Progress) -> str:
@@ -174,8 +186,9 @@ def _plan(target: str, progress: Progress) -> str:
     deletes = sum(1 for each in progress.findings if each.repair == "delete")
     left = progress.found - puts - deletes
     rows = [("put again", puts), ("deleted", deletes), ("left for a person", left)]
+    unlisted = progress.found > len(progress.findings)
     text = f"Repair of {target}, through its lanes:\n" + table(("what", "findings"), rows)
-    return text + (f"\nOnly the first {LISTED:,} are repaired at a time." if progress.found > LISTED else "")
+    return text + (f"\nOnly those that are listed are repaired; for the others, {_MORE}." if unlisted else "")
 
 
 def _repaired(target: str, progress: Progress) -> str:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from outbox import live, repetition
-from outbox.blob import BlobMissing
+from outbox.blob import BlobMissing, BlobStore
 from outbox.database import Connection
 from outbox.errors import BlobRefused, NotReady, Permanent
 from outbox.failpoint import hit
@@ -87,14 +87,21 @@ def place(settings: Settings, text: str) -> Store:
     return open_store(replace(settings, blobs=text if is_bucket(text) else Path(text)))
 
 
+def source(settings: Settings, text: str) -> Store:
+    """The same, of a store that there is. Raises `NotReady`."""
+    store = place(settings, text)
+    if isinstance(store, BlobStore) and not (store.directory / "objects").is_dir():
+        raise NotReady(f"there is no store of blobs in {text}: name the directory that has the folder objects in it")
+    return store
+
+
 def run(
     conn: Connection, settings: Settings, course: Operation, tell: Callable[[str, int], None], pace: Pace
 ) -> dict[str, Any]:
     """Do it, or go on with it. `tell` hears of bytes read. → what came of it."""
-    source = course.request.get("from")
     target = course.request.get("to")
     store = open_store(settings)
-    sources = [place(settings, source)] if source else []
+    sources = [source(settings, other)] if (other := course.request.get("from")) else []
     if target:
         work: _Repair | _Copy = _Copy(conn, course, place(settings, target), [store, *sources])
     else:
@@ -208,8 +215,8 @@ class _Repair(_Work):
             return Again(intent.id, since)
         row = self.conn.execute("select pg_current_xact_id()::text::bigint, log from outbox.identity").fetchone()
         assert row is not None  # noqa: S101 - the migration made the row
-        for source in self._sources:
-            with suppress(BlobMissing, BlobRefused), source.open(intent.key) as file:
+        for other in self._sources:
+            with suppress(BlobMissing, BlobRefused), other.open(intent.key) as file:
                 staged = self._store.stage(file, xid=row[0], log=row[1], size=size)
                 if staged.digest == intent.key:
                     self.count("staged")
@@ -258,8 +265,8 @@ class _Copy(_Work):
             return True
         row = self.conn.execute("select pg_current_xact_id()::text::bigint").fetchone()
         assert row is not None  # noqa: S101 - a select without FROM has one row
-        for source in self._sources:
-            with suppress(BlobMissing, BlobRefused), source.open(intent.key) as file:
+        for other in self._sources:
+            with suppress(BlobMissing, BlobRefused), other.open(intent.key) as file:
                 staged = self._store.stage(file, xid=row[0], log=self._log, size=size)
                 if staged.digest == intent.key:
                     with self._publisher.batch() as publication:

@@ -126,6 +126,8 @@ def run(
     started = time.monotonic()
     result: dict[str, Any] = {"generation": number, "shards": course.request["shards"]}
     _, now = _now(conn)
+    # All of it may be lost.
+    os.makedirs(directory, exist_ok=True)
     if now == was:
         course.hold(conn, passed(conn).id, "outbox resilver index: builds a generation from this tick on")
         swap.remove(directory, [was, number, generation.current(directory)])

@@ -31,6 +31,7 @@ class BlobSubject:
 
     target = "blob"
     advice = "fetch it from a copy of the store: outbox resilver blob --from"
+    stray_advice = "look what it is, and move it away: scrub leaves it alone"
 
     def __init__(self, store: Store) -> None:
         self._store = store

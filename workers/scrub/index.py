@@ -55,7 +55,7 @@ class IndexSubject:
     """All shards of an index."""
 
     target = "index"
-    advice = "build the index anew: outbox resilver index"
+    advice = stray_advice = "build the index anew: outbox resilver index"
 
     def __init__(self, directory: Path) -> None:
         """The generation that searches read. Raises `NotReady` if there is none."""

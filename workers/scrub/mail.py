@@ -73,10 +73,14 @@ _Wrong = tuple[Kind, str, str]
 class MailSurvey:
     """Receipts against traces, under an operation of ours."""
 
-    def __init__(self, settings: Settings, conn: psycopg.Connection[Any], operation: Operation) -> None:
+    def __init__(
+        self, settings: Settings, conn: psycopg.Connection[Any], operation: Operation, *, listed: int = LISTED
+    ) -> None:
+        """`listed`: findings to write down."""
         self._settings = settings
         self._conn = conn
         self._operation = operation
+        self._listed = listed
 
     def run(self) -> Progress:
         """Read everything twice. Raises `Unavailable`, `NotReady`."""
@@ -87,7 +91,7 @@ class MailSurvey:
         again = {(each.kind, each.key) for each in first.findings}
         progress = self._read(Progress()) if again else first
         findings = [each for each in progress.findings if (each.kind, each.key) in again]
-        if len(first.findings) < LISTED:
+        if first.found == len(first.findings):
             progress.counts = dict(Counter(each.kind for each in findings))
         progress.findings, progress.surveyed = findings, True
         self._operation.save(self._conn, progress.json())
@@ -97,17 +101,18 @@ class MailSurvey:
         at = tick.get(self._conn, lowest(self._conn, "mail").tick)
         progress.tick = at.id
         begun = self._now()
-        found = traces(self._settings, self._conn)
-        with Spill(found.all) as taken, Spill(self._mails(at)) as mails:
+        there = traces(self._settings, self._conn)
+        with Spill(there.all) as taken, Spill(self._mails(at)) as mails:
             self._operation.save(self._conn, self._operation.progress)
-            reach = inf if found.since is None else found.since.timestamp() + SETTLE
+            reach = inf if there.since is None else there.since.timestamp() + SETTLE
             for token, (rows, seen) in _paired(mails, taken):
                 progress.items += len(rows)
                 wrong = self._judge(rows, seen, begun, reach)
                 progress.moving += any(not row.passed for row in rows)
                 number = rows[0].id if rows else 0
-                progress.add([Finding(kind, token, number, why, "", advice) for kind, why, advice in wrong])
-        if found.since is None:
+                found = [Finding(kind, token, number, why, "", advice) for kind, why, advice in wrong]
+                progress.add(found, self._listed)
+        if there.since is None:
             progress.note = "what the mail server no longer has is not missed: its mails may be deleted"
         return progress
 

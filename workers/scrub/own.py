@@ -20,7 +20,7 @@ from workers.scrub.subject import Fault, Held
 class OwnSubject:
     """A participant that can list what it holds."""
 
-    advice = "see to it by hand: it has no key"
+    advice = stray_advice = "see to it by hand: it has no key"
 
     def __init__(self, target: str, make: Callable[[], Participant]) -> None:
         """Makes the participant, and never opens a lane. Raises `NotReady` if it lists nothing."""

@@ -44,6 +44,8 @@ class Subject(Protocol):
     target: str
     #: What to do about a finding that no intent repairs.
     advice: str
+    #: What to do about something without a key.
+    stray_advice: str
 
     def positions(self) -> dict[int, Position | None]:
         """Where the participant itself says that it is, by lane; empty if it keeps no position."""

@@ -40,7 +40,7 @@ from workers.scrub.spill import Spill
 from workers.scrub.subject import Held, Subject
 
 LISTED = 1000
-"""Findings that are written down one by one; of more, only the number is. A participant with more is to be rebuilt."""
+"""Findings that are written down one by one, unless told otherwise; of more, only the number is."""
 
 SUSPICIONS = 5000
 """Keys that are looked at again together: for each such chunk the log is read once."""
@@ -93,10 +93,10 @@ class Progress:
         """For the operation's row."""
         return {name: getattr(self, name) for name in self.__slots__}
 
-    def add(self, findings: list[Finding]) -> None:
+    def add(self, findings: list[Finding], listed: int = LISTED) -> None:
         """Count them all, list the first."""
         self.counts = dict(Counter(self.counts) + Counter(finding.kind for finding in findings))
-        self.findings += findings[: max(0, LISTED - len(self.findings))]
+        self.findings += findings[: max(0, listed - len(self.findings))]
 
     @property
     def mended(self) -> int:
@@ -119,9 +119,11 @@ class Survey:
         subject: Subject,
         *,
         rate: Rate | None = None,
+        listed: int = LISTED,
         tell: Callable[[Progress], None] = lambda _progress: None,
     ) -> None:
-        """`tell` is called about once a second, for whoever shows it."""
+        """`tell` is called about once a second, for whoever shows it. `listed`: findings to write down."""
+        self._listed = listed
         self._conn = conn
         self._operation = operation
         self._subject = subject
@@ -195,18 +197,18 @@ class Survey:
                 if now - self._saved >= SAVE_EVERY:
                     self._mark(key)
         self._look_again(at, suspicions, key)
-        self.progress.add(strays)
+        self.progress.add(strays, self._listed)
 
     def _strays(self, found: list[Held]) -> list[Finding]:
         return [
-            Finding("orphaned", stray.place, stray.id, stray.fault, "", self._subject.advice)
+            Finding("orphaned", stray.place, stray.id, stray.fault, "", self._subject.stray_advice)
             for stray in found
             if self._subject.still(stray)
         ]
 
     def _look_again(self, at: Tick, suspicions: dict[str, list[Held]], key: str) -> dict[str, list[Held]]:
         confirmed = confirm(self._conn, self._subject, at, suspicions, self._pace)
-        self.progress.add(confirmed.findings)
+        self.progress.add(confirmed.findings, self._listed)
         self.progress.moving += confirmed.moving
         hit("scrub.confirmed")
         self._mark(key)

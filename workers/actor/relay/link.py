@@ -16,7 +16,7 @@ import dramatiq
 from outbox.errors import NotReady
 from workers.actor.relay.address import Address
 
-CONFIRM_WITHIN = 30.0
+CONFIRM_WITHIN = 60.0
 """Seconds that a broker may take to confirm a message, or to answer at all."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -110,6 +111,10 @@ class Wire:
             self._connection.ioloop.start()
         except Exception as error:  # noqa: BLE001 - whatever it was, the lane must hear of it
             self._break(error)
+        finally:
+            # A broker that is away for long must not cost a descriptor for each try.
+            with suppress(Exception):
+                self._connection.ioloop.close()
 
     def _opened(self, connection: Any) -> None:
         connection.add_on_connection_blocked_callback(lambda _connection, _method: self._block(blocked=True))
