@@ -116,15 +116,15 @@ def test_actor_i2_zombies_messages_are_not_begun_when_its_row_was_given_to_anoth
     stage.company.waits.send("long", "gate")
     zombie = stage.start(OUTBOX_THREADS="1")
     until(lambda: stage.runs("long") == 1, "it runs")
-    for n in range(3):
+    for n in range(6):
         stage.company.note.send_with_options(args=(f"late {n}",), delay=1)
     running = "select count(*) from outbox.parked where reason = 'running'"
-    until(lambda: stage.one(running) == 3, "they are in hand")
+    until(lambda: stage.one(running) >= 2, "some are in hand")
     zombie.send_signal(signal.SIGSTOP)
     # When another one has done them
     stage.start(OUTBOX_TTL="15")
     done = "select count(distinct name) from effect where name like 'late%'"
-    until(lambda: stage.one(done) == 3, "another one has done them")
+    until(lambda: stage.one(done) == 6, "another one has done them")
     # And the first one wakes up
     zombie.send_signal(signal.SIGCONT)
     stage.open_gate("gate")
@@ -132,7 +132,7 @@ def test_actor_i2_zombies_messages_are_not_begun_when_its_row_was_given_to_anoth
     assert zombie.wait(LIMIT) == 0
     # Then it has not begun one of them
     stage.drained()
-    assert stage.one("select count(*) from effect where name like 'late%'") == 3
+    assert stage.one("select count(*) from effect where name like 'late%'") == 6
 
 
 def test_actor_i10_leases_are_renewed_when_actors_acknowledge_all_the_time(stage: Stage) -> None:
