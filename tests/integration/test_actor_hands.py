@@ -19,6 +19,10 @@ from workers.actor.channel import Channel
 _OWNED = "select count(*) from outbox.lane where target = 'actor.default' and owner is not null"
 
 
+LATER = 3000
+"""Milliseconds. So long that a delayed message is one when it is written, however slow the machine is."""
+
+
 def _message(number: int, priority: int) -> Delivered:
     message: dramatiq.Message[object] = dramatiq.Message("default", "note", (), {}, {})
     return Delivered(message, id=number, hold=Hold("actor.default", 0, 1, None), priority=priority)
@@ -63,7 +67,7 @@ def test_actor_i6_lease_is_renewed_when_the_worker_waits_for_the_database(stage:
 
 def test_actor_i2_decision_is_refused_when_the_message_is_running(stage: Stage) -> None:
     # Given a message that runs, and has a row of its own
-    stage.company.waits.send_with_options(args=("x", "gate"), delay=1)
+    stage.company.waits.send_with_options(args=("x", "gate"), delay=LATER)
     stage.work()
     until(lambda: stage.runs("x") == 1, "it runs")
     number = stage.one("select id from outbox.log")
@@ -117,7 +121,7 @@ def test_actor_i2_zombies_messages_are_not_begun_when_its_row_was_given_to_anoth
     zombie = stage.start(OUTBOX_THREADS="1")
     until(lambda: stage.runs("long") == 1, "it runs")
     for n in range(6):
-        stage.company.note.send_with_options(args=(f"late {n}",), delay=1)
+        stage.company.note.send_with_options(args=(f"late {n}",), delay=LATER)
     running = "select count(*) from outbox.parked where reason = 'running'"
     until(lambda: stage.one(running) >= 2, "some are in hand")
     zombie.send_signal(signal.SIGSTOP)
