@@ -17,7 +17,6 @@ from tests.fixtures.actors import Company, Stage
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.site import LIMIT, until
 
-
 LATER = 3000
 """Milliseconds. So long that a delayed message is one when it is written, however slow the machine is."""
 
