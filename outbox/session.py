@@ -32,13 +32,12 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from outbox import sql
 from outbox.current import entered
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
-from outbox.heard import Sessions, heard
 from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
 from outbox.position import Token
@@ -61,8 +60,8 @@ _KNOWN = sa.text("select exists (select from outbox.participant where target = :
 class Outbox:
     """The verbs, attached to sessions. Safe to share between threads; a session is not."""
 
-    def __init__(self, sessions: Sessions, settings: Settings | None = None) -> None:
-        """Attach to a sessionmaker, an async_sessionmaker, a Session class or a single session.
+    def __init__(self, sessions: sessionmaker[Any] | type[Session] | Session, settings: Settings | None = None) -> None:
+        """Attach to a sessionmaker, a Session class or a single session.
 
         `settings` says where blobs are staged and what mail's domain is; by default `Settings.load()`, when needed.
         """
@@ -72,10 +71,9 @@ class Outbox:
         self.index = IndexVerbs(self)
         self.blobs = BlobVerbs(self)
         self.mail = MailVerbs(self)
-        source = heard(sessions)
-        event.listen(source, "before_commit", self._before_commit)
-        event.listen(source, "after_transaction_create", self._after_create)
-        event.listen(source, "after_transaction_end", self._after_end)
+        event.listen(sessions, "before_commit", self._before_commit)
+        event.listen(sessions, "after_transaction_create", self._after_create)
+        event.listen(sessions, "after_transaction_end", self._after_end)
 
     @property
     def settings(self) -> Settings:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
+    from outbox.aio import AsyncOutbox
     from outbox.database import Connection
     from outbox.session import Outbox
 
@@ -73,7 +74,7 @@ class OutboxBroker(dramatiq.Broker):
 
     def __init__(
         self,
-        outbox: Outbox | None = None,
+        outbox: Outbox | AsyncOutbox | None = None,
         *,
         settings: Settings | None = None,
         worker: Settings | None = None,
@@ -90,7 +91,10 @@ class OutboxBroker(dramatiq.Broker):
         super().__init__(middleware)
         self.actor_options |= turn.OPTIONS | rate.OPTIONS | unique.OPTIONS | cron.OPTIONS
         self.rates = rate.Rates()
-        self.outbox = outbox
+        #: The one that sends commit with; of an `AsyncOutbox`, the plain one behind it.
+        behind: Any = outbox
+        self.outbox: Outbox | None = getattr(behind, "sync", behind)
+        self.async_sessions: Any = None if behind is self.outbox else behind.sessions
         self.lanes = lanes
         self.missing = missing
         self._settings = settings
@@ -307,7 +311,7 @@ class OutboxBroker(dramatiq.Broker):
     def atransaction(self, sessions: Any = None) -> AbstractAsyncContextManager[AsyncSession]:
         """The same in an async actor: `async with broker.atransaction() as session`.
 
-        `sessions`: an `async_sessionmaker` that the broker's outbox is attached to; by default that outbox's own.
+        `sessions`: an `async_sessionmaker` that the broker's outbox is attached to; by default its `AsyncOutbox`'s.
         """
         return atransaction(self, _MESSAGE.get(), sessions)
 

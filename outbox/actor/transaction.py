@@ -27,6 +27,9 @@ class Sending(Protocol):
 
     outbox: Outbox | None
 
+    #: Of an `AsyncOutbox`.
+    async_sessions: Any
+
     def using(self, session: Session) -> AbstractContextManager[None]: ...
 
 
@@ -35,7 +38,7 @@ def transaction(broker: Sending, message: Delivered | None) -> Iterator[Session]
     """For a plain actor: in a new session of the outbox."""
     running = _running(message, "transaction")
     sessions = None if broker.outbox is None else broker.outbox.sessions
-    if not callable(sessions) or _is_async(sessions):
+    if broker.async_sessions is not None or not callable(sessions):
         raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
     with _ending(running):
         with sessions() as session, session.begin(), broker.using(session):
@@ -46,16 +49,15 @@ def transaction(broker: Sending, message: Delivered | None) -> Iterator[Session]
 
 @asynccontextmanager
 async def atransaction(broker: Sending, message: Delivered | None, sessions: Any) -> AsyncIterator[AsyncSession]:
-    """For an async actor: in a new session of `sessions`, or of the outbox."""
+    """For an async actor: in a new session of `sessions`, or of the broker's `AsyncOutbox`."""
     running = _running(message, "atransaction")
-    if sessions is None and broker.outbox is not None:
-        sessions = broker.outbox.sessions
-    if not _is_async(sessions):
-        raise NotReady("the broker has no async sessions: use broker.atransaction(async_sessionmaker) here")
+    sessions = sessions or broker.async_sessions
+    if sessions is None:
+        raise NotReady("the broker has no async sessions: make it with OutboxBroker(AsyncOutbox(async_sessionmaker))")
     with _ending(running):
         async with sessions() as session, session.begin():
             if broker.outbox is None or broker.outbox.of(session.sync_session) is not broker.outbox:
-                raise NotReady("the broker's outbox is not attached to these sessions: see Outbox(async_sessionmaker)")
+                raise NotReady("the broker's outbox is not attached to these sessions: make it with theirs")
             with broker.using(session.sync_session):
                 yield session
                 await session.run_sync(_acknowledge, running)
@@ -76,10 +78,6 @@ def _running(message: Delivered | None, name: str) -> Delivered:
     if message is None:
         raise NotReady(f"no message is being run here: use broker.{name}() in an actor, in its own thread or task")
     return message
-
-
-def _is_async(sessions: Any) -> bool:
-    return hasattr(getattr(sessions, "class_", sessions), "sync_session_class")
 
 
 def _acknowledge(session: Session, message: Delivered) -> None:

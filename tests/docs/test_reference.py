@@ -249,6 +249,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
+    "broker.atransaction": OutboxBroker.atransaction,
     "broker.result": OutboxBroker.result,
     "broker.run": OutboxBroker.run,
     "OutboxResults": OutboxResults.__init__,

@@ -10,11 +10,10 @@ import pytest
 import sqlalchemy as sa
 from dramatiq.middleware import AsyncIO
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
-from outbox import Outbox
 from outbox.actor import OutboxBroker
+from outbox.aio import AsyncOutbox
 from outbox.errors import NotReady
 from tests.fixtures.actors import Stage
 from tests.fixtures.proxy import Proxy
@@ -29,7 +28,7 @@ class Shop:
     def __init__(self, stage: Stage, url: str | None = None) -> None:
         self.engine: AsyncEngine = create_async_engine(url or stage.app.sqlalchemy_url, poolclass=NullPool)
         self.sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(self.engine)
-        self.outbox = Outbox(self.sessions, stage.app)
+        self.outbox = AsyncOutbox(self.sessions, stage.app)
         self.broker = OutboxBroker(self.outbox, settings=stage.app, worker=stage.settings("actor"))
         self.broker.add_middleware(AsyncIO())
         self.note = self.actor(stage.company._note, "note")
@@ -54,7 +53,7 @@ def test_actor_i1_i2_send_commits_with_an_async_session(stage: Stage, shop: Shop
             async with session.begin_nested() as savepoint:
                 shop.note.send("savepoint")
                 await savepoint.rollback()
-            assert await session.scalar(sa.text("select count(*) from outbox.log")) == 0
+            assert stage.one("select count(*) from outbox.log") == 0
         with pytest.raises(ZeroDivisionError):
             async with shop.sessions.begin():
                 shop.note.send("never")
@@ -212,22 +211,3 @@ def test_actor_transaction_says_what_to_use_when_the_sessions_are_async(stage: S
     stage.work_for(shop.broker)
     stage.drained()
     assert said[0].startswith("x: the broker has no sessionmaker")
-
-
-def test_outbox_attaches_to_an_async_sessionmaker_that_has_sessions_of_its_own(stage: Stage, shop: Shop) -> None:
-    # Given an async_sessionmaker whose sessions are of another sessionmaker, to which an outbox is attached
-    plain = sessionmaker()
-    sessions = async_sessionmaker(shop.engine, sync_session_class=plain)
-    outbox = Outbox(sessions, stage.app)
-
-    async def application() -> None:
-        async with sessions.begin() as session:
-            assert Outbox.of(session.sync_session) is outbox
-            await session.run_sync(lambda plain: outbox.emit(plain, "index", "delete", "k"))
-        # When another one has nothing to do with it
-        async with async_sessionmaker(shop.engine)() as session:
-            with pytest.raises(NotReady):
-                Outbox.of(session.sync_session)
-
-    asyncio.run(application())
-    assert stage.one("select count(*) from outbox.log") == 1

@@ -17,6 +17,9 @@ from tests.fixtures.actors import Company, Stage
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.site import LIMIT, until
 
+LATER = 3000
+"""Milliseconds. So long that a delayed message is one when it is written, however slow the machine is."""
+
 
 @pytest.fixture
 def far(stage: Stage, proxy: Proxy) -> Callable[..., Company]:
@@ -38,7 +41,7 @@ def test_actor_i2_message_runs_when_the_answer_to_its_take_never_came(
     stage.drained()
     proxy.cut_reply("for update of p skip locked")
     # When one is due
-    company.note.send_with_options(args=("late",), delay=1)
+    company.note.send_with_options(args=("late",), delay=LATER)
     until(lambda: proxy.has_cut, "the answer was swallowed")
     # Then it runs, though the database had it as being in hand, and no death is held against it
     stage.drained()
@@ -137,7 +140,7 @@ def test_actor_i2_running_message_runs_again_when_its_worker_dies_after_its_lane
 
 def test_actor_i3_i6_positions_are_not_written_when_the_lane_is_anothers(stage: Stage) -> None:
     # Given a worker that is suspended when it has taken a delayed message, before it reads on
-    stage.company.note.send_with_options(args=("late",), delay=1)
+    stage.company.note.send_with_options(args=("late",), delay=LATER)
     zombie = stage.start(OUTBOX_FAILPOINT="actor.taken:stop")
     until(lambda: _stopped(zombie.pid), "it is suspended")
     # When another one does all the rest
@@ -216,7 +219,7 @@ def test_actor_i2_retries_in_hand_go_to_others_when_their_worker_ends(stage: Sta
     stage.company.waits.send("long", "gate")
     until(lambda: stage.runs("long") == 1, "it runs")
     for n in range(6):
-        stage.company.note.send_with_options(args=(f"late {n}",), delay=1)
+        stage.company.note.send_with_options(args=(f"late {n}",), delay=LATER)
     running = "select count(*) from outbox.parked where reason = 'running'"
     until(lambda: stage.one(running) >= 3, "they are in hand")
     # When it ends, and another one is there

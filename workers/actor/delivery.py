@@ -265,9 +265,12 @@ class Delivery:
         if step is Step.JOIN and quarantine.message is not None:
             retries.accompany(conn, self.owner, quarantine.message.id)
             quarantine.end()
-        elif step in (Step.ALONE, Step.AMONG) and target is not None and hunger[target] > 0:
+        elif step in (Step.ALONE, Step.AMONG) and target is not None:
             deaths = (retries.DEATHS - 1, retries.DEATHS_MOST - 1)
-            taken = self._take(conn, target, hunger, 1, deaths=deaths, alone=step is Step.ALONE)
+            limit = min(1, hunger[target])
+            taken = self._take(conn, target, hunger, limit, deaths=deaths, alone=step is Step.ALONE)
+            # It may have to wait for its turn, or for its actor: then the others go on.
+            quarantine.end()
             if taken and step is Step.ALONE:
                 quarantine.begin(taken[0])
         return quarantine.closed
