@@ -37,7 +37,7 @@ test-postgres: $(VENV)/.ready ## run the tests of the log with Postgres 15 and 1
 	  if [ -x $$bin/postgres ]; then $$bin/postgres --version && $(BIN)/python -m pytest -q --postgres $$bin $(SERVER_TESTS) || exit 1; \
 	  else echo "$$bin is not there: left out"; fi; done
 
-bench: $(VENV)/.ready ## run the benchmark (ARGS="…" are its options)
+bench: $(VENV)/.ready test-packages ## run the benchmark (ARGS="…" are its options)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 conformance: $(VENV)/.ready ## put the broker through dramatiq's own tests (ARGS="…" are pytest's options)
@@ -64,7 +64,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# As root on Debian the tests also run a private Postfix, a private PgBouncer and strace. The packages' own services
+# As root on Debian the tests also run a private Postfix, PgBouncer, RabbitMQ and Redis, and strace. The packages' own services
 # are not started: policy-rc.d is Debian's switch for that.
 test-packages:
 	@missing=; \
@@ -73,6 +73,8 @@ test-packages:
 	command -v mount >/dev/null || missing="$$missing mount"; \
 	PATH="$$PATH:/usr/sbin" command -v postfix >/dev/null || missing="$$missing postfix"; \
 	PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || missing="$$missing pgbouncer"; \
+	PATH="$$PATH:/usr/sbin" command -v rabbitmq-server >/dev/null || missing="$$missing rabbitmq-server"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "make: tests that need$$missing are skipped: install them, or run as root on Debian" >&2; exit 0; fi; \
@@ -93,8 +95,8 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-emit-find-links --all-extras --group dev --override "$$override" --no-emit-package $(NAME) \
 	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock && \
 	"$$uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --custom-compile-command "make lock" tests/bench/dbos.in -o tests/bench/dbos.lock && \
-	! grep -nE '://|file:|^-' requirements.lock tests/bench/dbos.lock
+	  --no-emit-find-links --custom-compile-command "make lock" tests/bench/rivals.in -o tests/bench/rivals.lock && \
+	! grep -nE '://|file:|^-' requirements.lock tests/bench/rivals.lock
 
 clean: ## remove what make made; a state directory .outbox stays
 	rm -rf $(VENV) .venv-bench dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -65,10 +65,20 @@ NAMES = (
     # Actors: a lane is claimed, messages are, and what became of them is written down.
     "actor.adopted",
     "actor.taken",
+    "actor.placed",
+    "actor.counted",
     "actor.recording",
     "actor.recorded",
     "actor.claimed",
     "actor.released",
+    # Schedules of actors.
+    "cron.declared",
+    "cron.sending",
+    "cron.sent",
+    # The relay: steps of sagas are noted, messages handed on, outcomes heard.
+    "relay.noted",
+    "relay.confirmed",
+    "relay.heard",
     # What is parked.
     "parked.taken",
     "parked.returned",
@@ -97,6 +107,7 @@ NAMES = (
     "house.partitions",
     "house.ticks",
     "house.positions",
+    "house.expired",
     "retention.written",
     "retention.archived",
     "retention.noted",

@@ -115,6 +115,11 @@ class Intent(NamedTuple):
             None if headers is None else payload_text(headers),
         )
 
+    def about(self, model: str) -> Intent:
+        """The same, with the name of the model that it is about in its headers."""
+        headers = {} if self.headers is None else json.loads(self.headers)
+        return self._replace(headers=payload_text(headers | {"model": model}))
+
 
 def payload_text(payload: Any) -> str:
     """`payload` as the JSON text that goes into the log, or the reason why it can't.

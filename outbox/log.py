@@ -90,28 +90,47 @@ def page(
     """
     if start.shows_nothing:
         return _first_page(conn, end, target=target, slots=slots, after=after, limit=limit)
-    if start.first != end.first:
-        raise ValueError(
-            f"ticks {start.id} and {end.id} are of two eras: outbox.tick.reach says how far a batch can go"
-        )
-    seen, end_seen = start.seen, end.seen
     with conn.cursor(row_factory=_row_factory) as cursor, no_collection():
         return cursor.execute(
             sql.load("log_page"),
             {
-                "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
+                **_between(start, end),
                 "after": after,
-                "first": start.first,
-                "floor": start.floor,
-                "high": end.high,
-                "xmax": str(seen.xmax),
-                "snapshot": end.snapshot,
                 "target": target,
                 "slot_low": slots.low,
                 "slot_high": slots.high,
                 "limit": limit,
             },
         ).fetchall()
+
+
+def glance(
+    conn: psycopg.Connection[Any], start: Tick, end: Tick, *, targets: Sequence[str], limit: int
+) -> list[tuple[Intent, int]]:
+    """The first intents of batch `start` → `end` of all lanes of `targets`, in order of id, each with its slot.
+
+    One statement, however many lanes there are. Fewer than `limit` means that there are no more. Not for the first
+    tick of a log, and both ticks are of one era.
+    """
+    rows = conn.execute(sql.load("log_glance"), {**_between(start, end), "targets": list(targets), "limit": limit})
+    return [(Intent._make(row[:-1]), row[-1]) for row in rows]
+
+
+def _between(start: Tick, end: Tick) -> Mapping[str, Any]:
+    """What is said of two ticks in a statement that reads from one to the other."""
+    if start.first != end.first:
+        raise ValueError(
+            f"ticks {start.id} and {end.id} are of two eras: outbox.tick.reach says how far a batch can go"
+        )
+    seen, end_seen = start.seen, end.seen
+    return {
+        "stragglers": [str(xid) for xid in sorted(seen.running) if end_seen.ended(xid)],
+        "first": start.first,
+        "floor": start.floor,
+        "high": end.high,
+        "xmax": str(seen.xmax),
+        "snapshot": end.snapshot,
+    }
 
 
 def _first_page(

@@ -100,7 +100,7 @@ def resume(conn: psycopg.Connection[Any], number: int) -> Operation:
     """Take up an operation that has not ended. Raises `NotReady` when it has, or when somebody is at it."""
     found = conn.execute(sql.load("operation_owner"), {"id": number}).fetchone()
     if found is None:
-        raise NotReady(f"there is no operation {number}: see outbox operations")
+        raise NotReady(f"there is no operation {number}: see outbox operations list")
     owner, where, state = found
     if state != "running":
         raise NotReady(f"operation {number} has ended ({state}): begin a new one")

@@ -52,6 +52,8 @@ class Outcome(NamedTuple):
     prepared: bool = False
     #: RETRY: nothing has happened, for sure. A participant whose attempts are recorded needn't say: its receipts tell.
     untouched: bool = False
+    #: APPLIED, for a step of a saga: it is handed on, durably, and its saga is told by another way what became of it.
+    handed_on: bool = False
 
 
 APPLIED = Outcome(Verdict.APPLIED)

@@ -109,6 +109,7 @@ EVERYTHING: dict[str, Any] = dict.fromkeys(
     (
         "key",
         "key_prefix",
+        "model",
         "keys",
         "saga",
         "begin",
@@ -169,6 +170,21 @@ def changed(conn: psycopg.Connection[Any], target: str, since: int) -> dict[str,
     return dict(conn.execute(sql.load("repetition_changed"), {"target": target, "since": since}).fetchall())
 
 
+def check(conn: psycopg.Connection[Any]) -> None:
+    """Raise `NotReady` if this database user may not append repetitions: before anything is begun."""
+    row = conn.execute(sql.load("repetition_may")).fetchone()
+    if row is None or not row[0]:
+        raise _refused(conn)
+
+
+def _refused(conn: psycopg.Connection[Any]) -> NotReady:
+    user = conn.info.user
+    return NotReady(
+        f"the database user {user} may not repeat intents: use a member of outbox_operator "
+        f"(GRANT outbox_operator TO {user})"
+    )
+
+
 def append(
     conn: psycopg.Connection[Any], operation: Operation, target: str, again: Sequence[Again], *, anew: bool = False
 ) -> tuple[int, list[int]]:
@@ -191,11 +207,7 @@ def append(
     try:
         row = conn.execute(sql.load("repetition_append"), parameters).fetchone()
     except psycopg.errors.InsufficientPrivilege:
-        user = conn.info.user
-        raise NotReady(
-            f"the database user {user} may not repeat intents: use a member of outbox_operator "
-            f"(GRANT outbox_operator TO {user})"
-        ) from None
+        raise _refused(conn) from None
     except psycopg.DatabaseError as error:
         if error.sqlstate == "OB015":
             raise NotReady(f"{error.diag.message_primary}. {error.diag.message_hint}") from None

@@ -23,35 +23,32 @@ asks Postgres for the transaction's fate, because a session can't know it when t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from email.message import EmailMessage
-from typing import Any, Literal, cast
-from uuid import UUID, uuid4
+from typing import Any, LiteralString, cast
+from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
 
 from outbox import sql
-from outbox.blob import Blob, Inline, Staged
 from outbox.current import entered
-from outbox.document import document
 from outbox.errors import IntentRefused, NotReady, PayloadTooLarge, UnknownTarget, WaitTimeout
 from outbox.failpoint import hit
+from outbox.heard import Sessions, heard
 from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
-from outbox.message import message_payload, message_payload_from
 from outbox.position import Token
 from outbox.settings import Settings
-from outbox.source import Bytes, Source
-from outbox.store import Store, open_store
+from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs
 
 _OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
+_MODEL = "outbox.model"
 _TOKEN = "outbox.token"  # noqa: S105 - a key of session.info, no secret
-_XID = "outbox.xid"
 
 WAIT_EVERY = 0.005
 """Seconds between looks while waiting for a participant; doubles up to `WAIT_MOST`."""
@@ -64,12 +61,8 @@ _KNOWN = sa.text("select exists (select from outbox.participant where target = :
 class Outbox:
     """The verbs, attached to sessions. Safe to share between threads; a session is not."""
 
-    def __init__(
-        self,
-        sessions: sessionmaker[Any] | type[Session] | Session,
-        settings: Settings | None = None,
-    ) -> None:
-        """Attach to a sessionmaker, a Session class or a single session.
+    def __init__(self, sessions: Sessions, settings: Settings | None = None) -> None:
+        """Attach to a sessionmaker, an async_sessionmaker, a Session class or a single session.
 
         `settings` says where blobs are staged and what mail's domain is; by default `Settings.load()`, when needed.
         """
@@ -79,9 +72,10 @@ class Outbox:
         self.index = IndexVerbs(self)
         self.blobs = BlobVerbs(self)
         self.mail = MailVerbs(self)
-        event.listen(sessions, "before_commit", self._before_commit)
-        event.listen(sessions, "after_transaction_create", self._after_create)
-        event.listen(sessions, "after_transaction_end", self._after_end)
+        source = heard(sessions)
+        event.listen(source, "before_commit", self._before_commit)
+        event.listen(source, "after_transaction_create", self._after_create)
+        event.listen(source, "after_transaction_end", self._after_end)
 
     @property
     def settings(self) -> Settings:
@@ -131,12 +125,40 @@ class Outbox:
         # Not begun yet: the first statement would, but the list must belong to a transaction now.
         if not session.in_transaction():
             session.begin()
+        if model := session.info.get(_MODEL):
+            intent = intent.about(model)
         session.info.setdefault(_PENDING, []).append(intent)
+
+    @contextmanager
+    def about(self, session: Session, model: object) -> Iterator[None]:
+        """What the session emits inside is about rows of a mapped class, given by itself or by an instance.
+
+        It is noted with each intent (header `model`), so that `outbox replay --model` finds blobs and mails by the
+        class's name, too. Raises `IntentRefused` if it is not mapped.
+        """
+        mapped: Any = sa.inspect(model, raiseerr=False)
+        mapper = getattr(mapped, "mapper", None)
+        if mapper is None:
+            name = model.__name__ if isinstance(model, type) else type(model).__name__
+            raise IntentRefused(
+                f"{name} is not a mapped class: give a class that SQLAlchemy maps, or an instance of one"
+            )
+        before = session.info.get(_MODEL)
+        session.info[_MODEL] = mapper.class_.__name__
+        try:
+            yield
+        finally:
+            session.info[_MODEL] = before
 
     def _check_target(self, session: Session, target: str) -> None:
         if target in self._targets:
             return
         connection = session.connection()
+        if connection.dialect.driver != "psycopg":
+            raise NotReady(
+                f"intents are written through psycopg 3, and this engine's driver is {connection.dialect.driver}: "
+                "make the engine of settings.sqlalchemy_url, or of a URL that begins with postgresql+psycopg://"
+            )
         # Outside of the session's own statements, so that nothing is flushed for it.
         found = connection.execute(sa.text("select target from outbox.participant where target <> 'clock'"))
         self._targets = frozenset(row[0] for row in found)
@@ -183,11 +205,19 @@ class Outbox:
         if transaction.nested or transaction.parent is None:
             session.info.pop(_PENDING, None)
         if transaction.parent is None:
-            session.info.pop(_XID, None)
+            session.info.pop(XID, None)
 
     def _insert(self, session: Session, connection: sa.Connection) -> None:
+        intents = session.info.pop(_PENDING)
+        if len(intents) == 1:
+            self._write(session, connection, sql.load("log_append_one"), append_one(intents[0]))
+        else:
+            self._write(session, connection, sql.load("log_append"), append_parameters(intents))
+
+    @staticmethod
+    def _write(session: Session, connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
         try:
-            rows = _append(connection, session.info.pop(_PENDING))
+            rows = _run(connection, statement, parameters)
         except sa.exc.DBAPIError as error:
             if isinstance(error.orig, psycopg.errors.CheckViolation):
                 # Numbers such as 1e300 are longer in Postgres than in Python.
@@ -198,7 +228,9 @@ class Outbox:
                 raise IntentRefused("Postgres can't store a payload: look for characters that are not text") from None
             raise
         hit("session.appended")
-        session.info[_TOKEN] = Token(*rows[-1])
+        if rows[-1][0] is not None:
+            session.info[_TOKEN] = Token(*rows[-1][:2])
+        return rows
 
     # --------------------------------------------------------------------------------- after the commit
 
@@ -232,35 +264,61 @@ class Outbox:
         engine = session.get_bind().engine
         while True:
             with engine.connect() as connection:
-                reached = connection.execute(
-                    sa.text("select outbox.reached(cast(:xid as text)::xid8, :target, :id)"),
-                    {"xid": str(token.xid), "target": target, "id": token.id},
-                ).scalar()
-                if reached is False and not connection.execute(_KNOWN, {"target": target}).scalar():
-                    raise UnknownTarget(f"no participant {target!r} is registered: nothing will ever reach it")
-            if reached:
-                return
+                if reached(connection, token, target):
+                    return
             if time.monotonic() > deadline:
-                raise WaitTimeout(
-                    f"{target} has not reached the commit within {timeout:g} s: `outbox status` shows what it waits for"
-                )
+                raise late(target, timeout)
             time.sleep(pause)
             pause = min(WAIT_MOST, pause * 1.5)
 
 
-def _append(connection: sa.Connection, intents: Sequence[Intent]) -> Sequence[Any]:
-    """All intents in one statement. → (xid, id) of each. Raises SQLAlchemy's errors, without the parameters.
+def append_now(outbox: Outbox, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
+    """Write one intent at once, behind what was emitted before it: by a statement that decides whether to.
+    → its row (xid, id, …); xid is None if nothing was written."""
+    try:
+        session._autoflush()  # noqa: SLF001 - as every query does
+        if session.info.get(_PENDING):
+            outbox._insert(session, session.connection())  # noqa: SLF001 - of this module
+        return outbox._write(session, session.connection(), statement, parameters)[0]  # noqa: SLF001
+    except sa.exc.MissingGreenlet:
+        raise IntentRefused(
+            "this asks the database at once, and the session is an AsyncSession: "
+            "do it in await session.run_sync(lambda _: …)"
+        ) from None
+
+
+def reached(connection: sa.Connection, token: Token, target: str) -> bool:
+    """Whether a participant has everything of the token's transaction. Raises `UnknownTarget`."""
+    found = connection.execute(
+        sa.text("select outbox.reached(cast(:xid as text)::xid8, :target, :id)"),
+        {"xid": str(token.xid), "target": target, "id": token.id},
+    ).scalar()
+    if found is False and not connection.execute(_KNOWN, {"target": target}).scalar():
+        raise UnknownTarget(f"no participant {target!r} is registered: nothing will ever reach it")
+    return bool(found)
+
+
+def late(target: str, timeout: float) -> WaitTimeout:
+    """What `wait` raises after `timeout` seconds."""
+    return WaitTimeout(
+        f"{target} has not reached the commit within {timeout:g} s: `outbox status` shows what it waits for"
+    )
+
+
+def _run(connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
+    """The rows of a statement that writes intents. Raises SQLAlchemy's errors, without the parameters.
 
     On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
     with one intent takes a tenth less time.
     """
-    driver: Any = connection.connection.dbapi_connection
-    one = len(intents) == 1
-    statement = sql.load("log_append_one" if one else "log_append")
+    driver: Any = connection.connection.driver_connection
     try:
-        return list(driver.execute(statement, append_one(intents[0]) if one else append_parameters(intents)))
+        if isinstance(driver, psycopg.AsyncConnection):
+            return sa.util.await_only(_fetched(driver, statement, parameters))
+        return list(driver.execute(statement, parameters))
     except psycopg.Error as error:
-        lost = connection.dialect.is_disconnect(cast(Any, error), driver, None)
+        adapted: Any = connection.connection.dbapi_connection
+        lost = connection.dialect.is_disconnect(cast(Any, error), adapted, None)
         if lost:
             connection.invalidate(error)
         raise sa.exc.DBAPIError.instance(
@@ -274,127 +332,6 @@ def _append(connection: sa.Connection, intents: Sequence[Intent]) -> Sequence[An
         ) from error
 
 
-class IndexVerbs:
-    """`outbox.index`: what is found by searching."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-
-    def put(
-        self,
-        session: Session,
-        key: str,
-        *,
-        title: str = "",
-        text: str = "",
-        keywords: Mapping[str, str | Sequence[str]] | None = None,
-        data: dict[str, Any] | None = None,
-        language: str = "en",
-    ) -> None:
-        """Make the document of `key` searchable, in place of an earlier one.
-
-        `keywords` are exact values to filter by (`folder:photos`); `data` is stored and comes back with a hit.
-        """
-        made = document(title=title, text=text, keywords=keywords, data=data, language=language)
-        self._outbox.emit(session, "index", "put", key, made)
-
-    def delete(self, session: Session, key: str) -> None:
-        """Remove the document of `key`, if there is one."""
-        self._outbox.emit(session, "index", "delete", key)
-
-
-class BlobVerbs:
-    """`outbox.blobs`: files of any size, named by what is in them."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-        self._store: Store | None = None
-        self._log: str | None = None
-
-    @property
-    def store(self) -> Store:
-        """Where the blobs are, for reading: `outbox.blobs.store.open(blob.digest)`."""
-        if self._store is None:
-            self._store = open_store(self._outbox.settings)
-        return self._store
-
-    def put(
-        self,
-        session: Session,
-        source: Bytes,
-        *,
-        size: int | None = None,
-        name: str = "",
-        type: str = "",  # noqa: A002 - the word that users know from HTTP
-    ) -> Blob:
-        """Store a file's bytes; they can be read once the transaction has committed and the worker has been there.
-
-        The bytes are streamed into the store's staging folder and are durable there when this returns; the
-        commit decides whether they are published. Small ones travel in the intent (OUTBOX_BLOB_INLINE). `size`,
-        if given, must be right. Raises `BlobRefused`.
-        """
-        made = self._made(session, source, size)
-        self._outbox.emit(session, "blob", "put", made.digest, made.payload(name=name, type=type))
-        return Blob(made.digest, made.size)
-
-    def stage(self, session: Session, source: Bytes, *, size: int | None = None, name: str = "") -> dict[str, Any]:
-        """Store a file's bytes for a saga to publish, as `put` without its intent. → JSON for the saga's input, which a
-        step gives to `run.blobs.put`. They stay until the saga has ended."""
-        return dict(self._made(session, source, size).payload(name=name))
-
-    def _made(self, session: Session, source: Bytes, size: int | None) -> Staged | Inline:
-        with Source(source, size=size) as content:
-            small = content.whole(self._outbox.settings.blob_inline)
-            if small is not None:
-                return Inline(content.digest, content.size, small)
-            return self.store.stage(content, xid=self._xid(session), log=self._identity(session))
-
-    def delete(self, session: Session, digest: str) -> None:
-        """Remove a blob. Others may name the same content: that is for the application to know."""
-        self._outbox.emit(session, "blob", "delete", digest, {"digest": digest})
-
-    def _xid(self, session: Session) -> int:
-        """The transaction that the staged bytes belong to: its fate is theirs. Asked once a transaction."""
-        if not session.in_transaction():
-            session.begin()
-        xid = session.info.get(_XID)
-        if xid is None:
-            xid = int(session.connection().execute(sa.text("select pg_current_xact_id()::text")).scalar_one())
-            session.info[_XID] = xid
-        return int(xid)
-
-    def _identity(self, session: Session) -> str:
-        if self._log is None:
-            self._log = str(session.connection().execute(sa.text("select log from outbox.identity")).scalar_one())
-        return self._log
-
-
-class MailVerbs:
-    """`outbox.mail`: mail that is sent if, and only if, the transaction commits."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-
-    def send(
-        self,
-        session: Session,
-        message: EmailMessage | None = None,
-        *,
-        key: str | None = None,
-        in_doubt: Literal["resend", "hold", "drop"] = "resend",
-        **parts: Any,
-    ) -> str:
-        """Send a mail: an `EmailMessage`, or `sender`, `to`, `subject`, `text` and so on. → its Message-ID.
-
-        Rendered now, with Message-ID and Date, so that every try is the same byte for byte. Mails of one `key`
-        go out in order; by default each is its own. `in_doubt` says what to do when nothing can tell whether
-        a try got through. Raises `AddressInvalid`.
-        """
-        domain = self._outbox.settings.mail_domain
-        made = (
-            message_payload(domain=domain, in_doubt=in_doubt, **parts)
-            if message is None
-            else message_payload_from(message, domain=domain, in_doubt=in_doubt, **parts)
-        )
-        self._outbox.emit(session, "mail", "send", key or str(uuid4()), made)
-        return str(made["message_id"])
+async def _fetched(driver: psycopg.AsyncConnection[Any], statement: Any, parameters: Any) -> list[Any]:
+    cursor = await driver.execute(statement, parameters)
+    return await cursor.fetchall()

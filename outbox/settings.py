@@ -26,6 +26,10 @@ stack with no configuration, and one variable replaces each part by the real ser
     OUTBOX_SAGA_DATABASE  what the saga engine connects as, if not as the other workers
     OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,…]
     OUTBOX_ACTOR_DATABASE what the workers of actors connect as, if not as the other workers
+    OUTBOX_RELAY          amqp(s)://… or redis(s)://…: dramatiq's broker that queues are relayed to
+    OUTBOX_RELAY_QUEUES   the queues that are relayed: name[,…]; not set: those that are already
+    OUTBOX_RELAY_CA_FILE  certificates to trust instead of the system's, for amqps and rediss
+    OUTBOX_RELAY_MAX_PRIORITY  max_priority of RabbitMQ's queues that the relay makes, as its workers have it
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -114,6 +118,14 @@ class Settings:
     state: Path | None = None
     #: Modules that declare actors.
     actors: tuple[str, ...] = ()
+    #: The broker that queues are relayed to; None: none are.
+    relay: str | None = field(default=None, repr=False)
+    #: The queues that are relayed; empty: those that are already.
+    relay_queues: tuple[str, ...] = ()
+    #: File of PEM certificates to trust instead of the system's, for the broker.
+    relay_ca_file: Path | None = None
+    #: `max_priority` of queues that the relay makes in RabbitMQ; None: they have no priorities.
+    relay_max_priority: int | None = None
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -163,6 +175,10 @@ class Settings:
             scrub_every=_every(env.get("OUTBOX_SCRUB_EVERY") or ""),
             scrub_rate=_rate(env.get("OUTBOX_SCRUB_RATE") or ""),
             actors=_modules(env.get("OUTBOX_ACTORS", "")),
+            relay=env.get("OUTBOX_RELAY") or None,
+            relay_queues=_modules(env.get("OUTBOX_RELAY_QUEUES", "")),
+            relay_ca_file=_path(env.get("OUTBOX_RELAY_CA_FILE")),
+            relay_max_priority=_max_priority(env.get("OUTBOX_RELAY_MAX_PRIORITY") or ""),
         )
 
 
@@ -220,6 +236,14 @@ def archive_place(text: str | None) -> Path | str | None:
 def _inline(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > INLINE_MOST:
         raise NotReady(f"OUTBOX_BLOB_INLINE={text!r} is not a number of bytes up to {INLINE_MOST:,}: correct it")
+    return int(text)
+
+
+def _max_priority(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 255:
+        raise NotReady(f"OUTBOX_RELAY_MAX_PRIORITY={text!r} is not a number from 1 to 255: correct it")
     return int(text)
 
 

@@ -59,6 +59,10 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file, if it was opened here."""
         self._stack.close()
 
     def whole(self, limit: int) -> bytes | None:

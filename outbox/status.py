@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 
 from outbox import follower, retention, sql
 from outbox.errors import NotReady
+from outbox.plural import counted
 from outbox.span import seconds
 
 COUNT_LIMIT = 10_000
@@ -59,7 +60,7 @@ class Status:
             found.append("the clock runs but takes no ticks: see its log")
         found += self._lane_warnings()
         found += [
-            f"{saga['count']} sagas are stuck: see `outbox saga list --in stuck`"
+            f"{counted(saga['count'], 'saga', then=(' is', ' are'))} stuck: see `outbox saga list --in stuck`"
             for saga in self.sagas
             if saga["state"] == "stuck"
         ]
@@ -89,7 +90,8 @@ class Status:
         for scrub in self.scrubs:
             if left := scrub["found"] - scrub["mended"]:
                 yield (
-                    f"the last scrub of {scrub['target']} left {left} findings: see `outbox operations show "
+                    f"the last scrub of {scrub['target']} left {counted(left, 'finding')}: see "
+                    f"`outbox operations show "
                     f"{scrub['operation']}`, and `outbox scrub {scrub['target']} --repair`"
                 )
             if scrub["every"] is not None and scrub["seconds"] > OVERDUE * scrub["every"]:

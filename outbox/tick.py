@@ -164,20 +164,20 @@ def match(conn: psycopg.Connection[Any], position: Position, remedy: str = REMED
             f"to the database that it was fed from, or {remedy}"
         )
     horizon.check(conn, position, remedy)
-    before, after = _around(conn, position.tick)
+    before, after = around(conn, position.tick)
     if before is None or not _known(position, before, after):
         raise _elsewhere(conn, position, remedy)
     if before.id != position.tick:
         return Position(position.log, before.id, before.nonce)
     if position.upto and not _exists(conn, position.upto):
         # Thinned, unless it lies in what the log lost: then the batch is not the one that it was.
-        if _around(conn, position.upto)[1] is None or _lost(conn, position.upto):
+        if around(conn, position.upto)[1] is None or _lost(conn, position.upto):
             raise _elsewhere(conn, position, remedy)
         return position._replace(upto=0, after=0)
     return position
 
 
-def _around(conn: psycopg.Connection[Any], tick: int) -> tuple[Tick | None, Tick | None]:
+def around(conn: psycopg.Connection[Any], tick: int) -> tuple[Tick | None, Tick | None]:
     """The nearest ticks that are there: this one or before, and after."""
     found = [Tick(*row) for row in conn.execute(sql.load("tick_get"), {"id": tick})]
     before = next((one for one in found if one.id <= tick), None)

@@ -7,6 +7,7 @@ rolled back.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,10 +18,14 @@ from outbox import audit, decision, sql
 from outbox.errors import NotReady
 from outbox.lane import owner_of
 from outbox.parked import Reason
+from outbox.plural import counted
 from outbox.span import seconds
 
 COUNT_LIMIT = 10_000
 """Intents in front of one are counted up to here."""
+
+REPEATED = 100
+"""Repetitions of an intent are listed up to here."""
 
 OVERDUE = 10.0
 """Seconds after its time from which the lane is suspected, and not the intent."""
@@ -50,6 +55,8 @@ class Whereabouts:
     lane: dict[str, Any] | None = None
     parked: dict[str, Any] | None = None
     receipt: dict[str, Any] | None = None
+    #: Its repetitions, the newest first: id, created_at, operation. At most `REPEATED`.
+    repeated: list[dict[str, Any]] = field(default_factory=list)
     #: What operators did with it, the last thing last.
     audit: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,15 +96,21 @@ def _find(conn: psycopg.Connection[Any], number: int) -> Whereabouts:
             found = decision.find(conn, decision.Choice(ids=[number]))
             receipt = cursor.execute(sql.load("whereabouts_receipt"), wanted).fetchone()
             head = cursor.execute(sql.load("whereabouts_head"), wanted).fetchone()
+            unique = cursor.execute(sql.load("whereabouts_unique"), wanted).fetchone()
+            repeated = cursor.execute(sql.load("whereabouts_again"), {**intent, "limit": REPEATED}).fetchall()
+            relayed = cursor.execute(sql.load("whereabouts_relayed"), wanted).fetchone()
     parked = found[0] if found else None
     state: State | Reason
     if parked is not None:
         state, (says, command) = parked["reason"], _parked(parked, lane, head, trail)
     else:
-        state, says, command = _unparked(intent, lane, receipt)
+        state, says, command = _unparked(intent, lane, receipt, relayed)
+    if unique is not None:
+        says, command = _unique(unique, says, command, dead=state == "poison")
     clock = ("ticked", "clock_runs", "clock_stopped")
     shown = {name: value for name, value in intent.items() if name not in clock}
-    return Whereabouts(number, state, says, command, shown, lane, parked, receipt, trail)
+    says = " ".join([says, *_repetitions(intent, repeated)])
+    return Whereabouts(number, state, says, command, shown, lane, parked, receipt, repeated=repeated, audit=trail)
 
 
 def _absent(
@@ -125,14 +138,47 @@ def _absent(
     return Whereabouts(number, "rolled_back", says)
 
 
+def _repetitions(intent: dict[str, Any], repeated: list[dict[str, Any]]) -> Iterator[str]:
+    """What it repeats, and what repeats it."""
+    if intent["repeats"] is not None:
+        what = f"intent {intent['repeats']}" if intent["repeats"] else "the deletion of a key that nobody put"
+        yield f"It repeats {what}{_operation(intent)}, and is left out if something newer came before it."
+    if repeated:
+        last = repeated[0]
+        times = f"{REPEATED} times or more" if len(repeated) == REPEATED else counted(len(repeated), "time")
+        yield f"It was repeated {times}, last by intent {last['id']}{_operation(last)}."
+
+
+def _operation(row: dict[str, Any]) -> str:
+    return "" if row["operation"] is None else f" for operation {row['operation']}"
+
+
 def _archive(archived: dict[str, Any] | None) -> str:
     if archived is None or not archived["name"]:
         return "It was not archived."
     return f"If it was committed, it is in the archive {archived['name']} in {archived['place']}."
 
 
+def _unique(unique: dict[str, Any], says: str, command: str | None, *, dead: bool) -> tuple[str, str | None]:
+    """What the key of an actor's unique message says about it, and others."""
+    if unique["pending"] and not unique["own"]:
+        other = f"Intent {unique['id']} has the same unique key and is pending"
+        return f"{says} {other}{': it is retried when that is done' if dead else ''}.", f"outbox why {unique['id']}"
+    if unique["pending"]:
+        return f"{says} It has a unique key: while it is pending, no other message of that is sent.", command
+    if unique["own"] and unique["taken"]:
+        return (
+            f"{says} No other message of its unique key is sent until {unique['until']:%Y-%m-%d %H:%M:%S %Z}.",
+            command,
+        )
+    return says, command
+
+
 def _unparked(
-    intent: dict[str, Any], lane: dict[str, Any] | None, receipt: dict[str, Any] | None
+    intent: dict[str, Any],
+    lane: dict[str, Any] | None,
+    receipt: dict[str, Any] | None,
+    relayed: dict[str, Any] | None,
 ) -> tuple[State, str, str | None]:
     target = intent["target"]
     if lane is None:
@@ -141,13 +187,17 @@ def _unparked(
     if lane["in_hand"]:
         says = f"It is in the hands of an actor's worker: {owner_of(lane['place'])} has lane {_name(lane)}."
         return "in_hand", says, "outbox status"
+    if lane["passed"] and relayed is not None and relayed["verdict"] is None:
+        when = f"{relayed['relayed_at']:%Y-%m-%d %H:%M:%S %Z}"
+        return "in_hand", f"It was relayed at {when}, and the far side has not told what became of it.", None
     if lane["passed"]:
         return "applied", _applied(lane, receipt), None
     if not intent["ticked"]:
         return _unticked(intent)
-    before = f"{COUNT_LIMIT:,} or more" if lane["before"] >= COUNT_LIMIT else f"{lane['before']:,}"
+    some = counted(lane["before"], "intent", then=(" is", " are"))
+    before = f"{COUNT_LIMIT:,} or more intents are" if lane["before"] >= COUNT_LIMIT else some
     says, command = _drained(lane)
-    return "behind", f"Lane {_name(lane)} has not come to it: {before} intents are before it. {says}", command
+    return "behind", f"Lane {_name(lane)} has not come to it: {before} before it. {says}", command
 
 
 def _unticked(intent: dict[str, Any]) -> tuple[State, str, str | None]:
@@ -166,14 +216,14 @@ def _applied(lane: dict[str, Any], receipt: dict[str, Any] | None) -> str:
         return says
     if "heuristic" in receipt["evidence"]:
         return f"{says} That its effect happened is what an operator decided."
-    return f"{says} Its receipt is {receipt['state']}, after {receipt['attempts']} attempts."
+    return f"{says} Its receipt is {receipt['state']}, after {counted(receipt['attempts'], 'attempt')}."
 
 
 def _parked(
     parked: dict[str, Any], lane: dict[str, Any] | None, head: dict[str, Any] | None, trail: list[dict[str, Any]]
 ) -> tuple[str, str | None]:
     error = f" ({parked['error']})" if parked["error"] else ""
-    tries = f"tried {parked['attempts']} times"
+    tries = f"tried {counted(parked['attempts'], 'time')}"
     retry, resolve = f"outbox parked retry {parked['id']}", f"outbox parked resolve {parked['id']} --sent"
     command: str | None = None
     if parked["reason"] == "running":

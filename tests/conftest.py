@@ -32,6 +32,9 @@ pytest_plugins = [  # in the order in which they import each other
     "tests.fixtures.zombie",
     "tests.fixtures.rebuild",
     "tests.fixtures.actors",
+    "tests.fixtures.cron",
+    "tests.fixtures.brokers",
+    "tests.fixtures.farside",
 ]
 
 

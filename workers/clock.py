@@ -5,7 +5,8 @@ milliseconds while there is traffic, and less often when there was none for a wh
 one that ever notifies. No tick, no progress: `outbox status` shows the age of the last one.
 
 A second thread keeps house on a connection of its own, so that it never delays a tick: partitions ahead,
-old ticks and positions thinned, staged blobs of ended transactions swept, old partitions archived and dropped.
+old ticks and positions thinned, results and rate limits that have run out removed, staged blobs of ended transactions
+swept, old partitions archived and dropped.
 """
 
 from __future__ import annotations
@@ -48,8 +49,17 @@ HOUSE_EVERY = 5.0
 RETENTION_EVERY = 600.0
 """Seconds between looks whether a part of the log is old enough to go."""
 
+EXPIRE_PAGE = 1000
+"""Rows that are removed at a time because they have run out."""
+
 TICK_AGE = "1 hour"
 """Ticks younger than this are all kept."""
+
+UNIQUE_GROUP = 1000
+"""Keys of unique messages that are looked at in one transaction."""
+
+UNIQUE_GROUPS = 20
+"""Groups of them in one round."""
 
 TRASH_AGE = 24 * 3600.0
 """Seconds that a deleted blob stays in the trash."""
@@ -167,7 +177,24 @@ def keep_house(conn: psycopg.Connection[Any], blobs: Store | None) -> None:
     hit("house.ticks")
     conn.execute(sql.load("position_thin"))
     hit("house.positions")
+    expire(conn)
+    for _ in range(UNIQUE_GROUPS):
+        row = conn.execute("select outbox.forget_unique(%s)", (UNIQUE_GROUP,)).fetchone()
+        if row is None or row[0] < UNIQUE_GROUP:
+            break
     if blobs is not None:
         row = conn.execute("select log from outbox.identity").fetchone()
         if row is not None:
             sweep(conn, blobs, log=row[0], trash_age=TRASH_AGE)
+
+
+def expire(conn: psycopg.Connection[Any]) -> None:
+    """Remove results, and numbers of rate limits, that have run out: page by page, each in a transaction of its own."""
+    for statement, first in (("result_expire", "-infinity"), ("tally_expire", ""), ("rate_expire", "")):
+        after = first
+        while True:
+            row = conn.execute(sql.load(statement), {"after": after, "limit": EXPIRE_PAGE}).fetchone()
+            hit("house.expired")
+            if row is None or row[1] < EXPIRE_PAGE:
+                break
+            after = row[0]

@@ -255,7 +255,7 @@ class Reader:
                 if intent.saga is None:
                     self._blocked.add(intent.key)
                 logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
-            elif intent.due is not None:
+            elif intent.due is not None and intent.due > end.at:  # else it has its place, as when it is read again
                 aside.append(Parking(intent.id, "due"))
             else:
                 ready.append(intent)

@@ -88,7 +88,7 @@ class Reporter:
             if intent.id in poison:
                 verdict: Literal["unknown", "failed"] = "unknown" if intent.id in maybe else "failed"
                 reports.append(Report(intent.id, verdict, poison[intent.id].error))
-            elif intent.id in of_sagas and outcome.verdict is Verdict.APPLIED:
+            elif intent.id in of_sagas and outcome.verdict is Verdict.APPLIED and not outcome.handed_on:
                 reports.append(Report(intent.id, "applied"))
         return [p for p in parkings if p.id not in poison], reports
 

@@ -184,7 +184,11 @@ class Stack:
         if find_spec("supervisor") is None:
             raise NotReady("supervisord is not installed: pip install 'postgres-outbox[embedded]'")
         config = supervisor.embedded(
-            self.state, self.sockets, self.postgres, actors=bool(self.environment.get("OUTBOX_ACTORS"))
+            self.state,
+            self.sockets,
+            self.postgres,
+            actors=bool(self.environment.get("OUTBOX_ACTORS")),
+            relay=bool(self.environment.get("OUTBOX_RELAY")),
         )
         (self.state / "supervisord.conf").write_text(config, encoding="utf-8")
         done = subprocess.run(

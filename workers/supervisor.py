@@ -34,7 +34,7 @@ MAIL_SOCKET = "smtp.sock"
 SERVERS = ("postgres", "mailserver")
 """What the embedded stack brings itself and a production host has elsewhere."""
 
-WORKERS = ("clock", "index", "blob", "mail", "saga", "actors")
+WORKERS = ("clock", "index", "blob", "mail", "saga", "actors", "relay")
 
 ACTORS_WAIT = 600
 """Seconds for actors to finish: dramatiq's own limit."""
@@ -91,6 +91,9 @@ umask=027
 ;   OUTBOX_MAIL_DOMAIN    domain of Message-IDs and envelope senders: one whose mail comes back to you.
 ;   OUTBOX_ACTORS         modules that declare actors of dramatiq: package.module[,...].
 ;   OUTBOX_ACTOR_DATABASE what their workers connect as: a member of outbox_actor and of the application's role.
+;   OUTBOX_RELAY          amqps://USER:PASSWORD@HOST/VHOST or rediss://HOST: the broker that queues of actors are
+;                         relayed to. With a password in it, let nobody else read this file.
+;   OUTBOX_RELAY_QUEUES   the queues that are relayed: name[,...].
 ;   OUTBOX_TTL            seconds of a lane's lease: after so long another worker takes over from a dead one.
 ;   OUTBOX_SCRUB_EVERY    how often all that the participants hold is compared with the log.
 ;   OUTBOX_SCRUB_RATE     bytes of blobs a second, or else items, that this may read.
@@ -186,12 +189,12 @@ def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module)
 
 
-def embedded(state: Path, sockets: Path, postgres: Postgres, *, actors: bool = False) -> str:
+def embedded(state: Path, sockets: Path, postgres: Postgres, *, actors: bool = False, relay: bool = False) -> str:
     """The configuration of the embedded stack. Only the servers start by themselves: the workers need a schema.
-    `actors`: whether any are configured."""
+    `actors`, `relay`: whether any are configured."""
     programs = servers(state, sockets, postgres) + workers(autostart=False, actors_wait=30)
-    if not actors:
-        programs = [program for program in programs if program.name != "actors"]
+    wanted = {"actors": actors, "relay": relay}
+    programs = [program for program in programs if wanted.get(program.name, True)]
     return _EMBEDDED.format(
         control=_CONTROL.format(socket=_value(f"{sockets / CONTROL_SOCKET}")),
         # Without it, supervisord warns root that it keeps root's rights.

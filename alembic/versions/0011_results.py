@@ -1,4 +1,4 @@
-"""A stub."""
+"""Results of actors, what rate limiters count, and the rates of actors."""
 
 from pathlib import Path
 

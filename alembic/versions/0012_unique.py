@@ -1,4 +1,4 @@
-"""A stub."""
+"""Unique messages, and schedules. The story is told in the SQL file."""
 
 from pathlib import Path
 

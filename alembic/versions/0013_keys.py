@@ -1,4 +1,4 @@
-"""A stub."""
+"""Keys of actors: messages that run one at a time in order, or so many at a time (the SQL file tells the story)."""
 
 from pathlib import Path
 

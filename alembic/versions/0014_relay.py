@@ -1,4 +1,4 @@
-"""A stub."""
+"""Queues of actors that are relayed to a broker of dramatiq, and what the far side tells of it."""
 
 from pathlib import Path
 

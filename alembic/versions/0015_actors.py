@@ -1,4 +1,4 @@
-"""A stub."""
+"""Actors: who is alone in hand, and an acknowledgement while a lane changes hands."""
 
 from pathlib import Path
 

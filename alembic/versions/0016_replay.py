@@ -1,4 +1,4 @@
-"""A stub."""
+"""Replay: messages of actors are never repeated. The story is told in the SQL file."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@
 * A delay is a time in the log, and nothing waits in a worker's memory.
 * Workers are dramatiq's own (`dramatiq module`); what they do with the log is in `workers.actor`.
 * `with broker.transaction() as session:` in an actor acknowledges the message in that transaction: what the actor
-  writes there is written once.
+  writes there is written once. In an async actor: `async with broker.atransaction() as session:`.
 
 Raises dramatiq's errors: `QueueNotFound`, `QueueJoinTimeout`, `ConnectionFailed`, `ConnectionClosed`; and ours for
 messages that don't fit the log (`PayloadTooLarge`, `PayloadInvalid`).
@@ -21,31 +21,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dramatiq
 from dramatiq.common import current_millis, q_name
-from dramatiq.errors import QueueNotFound
+from dramatiq.errors import BrokerConnectionError, QueueNotFound
 from dramatiq.middleware import Middleware, SkipMessage
 
-from outbox import sql
-from outbox.actor import queue
-from outbox.actor.delivered import Delivered
+from outbox.actor import cron, queue, rate, results, turn, unique
+from outbox.actor.delivered import FINISHING, Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
-from outbox.errors import Fenced, NotReady
-from outbox.log import append_one
+from outbox.actor.transaction import atransaction, transaction
+from outbox.database import Connection
+from outbox.errors import NotReady
+from outbox.intent import Intent
+from outbox.retry import OUTAGE
 from outbox.saga.run import Action
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
+    from outbox.database import Connection
     from outbox.session import Outbox
 
 LANES = 4
@@ -57,6 +61,8 @@ deployment another worker may have it, or the next one."""
 
 #: The message that the running actor was given.
 _MESSAGE: ContextVar[Delivered | None] = ContextVar("outbox_message", default=None)
+
+_Value = TypeVar("_Value")
 
 #: The session that `using` names.
 _USED: ContextVar[Session | None] = ContextVar("outbox_used", default=None)
@@ -82,6 +88,8 @@ class OutboxBroker(dramatiq.Broker):
         `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
         """
         super().__init__(middleware)
+        self.actor_options |= turn.OPTIONS | rate.OPTIONS | unique.OPTIONS | cron.OPTIONS
+        self.rates = rate.Rates()
         self.outbox = outbox
         self.lanes = lanes
         self.missing = missing
@@ -91,6 +99,7 @@ class OutboxBroker(dramatiq.Broker):
         self._sender = Sender(lambda: self.settings.database)
         self._books = Sender(lambda: self.worker_settings.database)
         self._delivery: Any = None
+        self._timetable: Any = None
         self._consuming = threading.Lock()
 
     @property
@@ -106,6 +115,20 @@ class OutboxBroker(dramatiq.Broker):
         if self._worker is None:
             self._worker = Settings.load(role="actor")
         return self._worker
+
+    # ------------------------------------------------------------------------------------------ actors
+
+    def declare_actor(self, actor: dramatiq.Actor[Any, Any]) -> None:
+        """Make an actor known in this process. Raises `IntentRefused`, `ValueError` for options that make no sense."""
+        turn.check(actor)
+        self.rates.declare(actor)
+        unique.check(actor.options, actor.actor_name)
+        cron.check(actor, self.actors)
+        super().declare_actor(actor)
+
+    def schedules(self) -> list[cron.Schedule]:
+        """The schedules of the declared actors."""
+        return [schedule for actor in list(self.actors.values()) for schedule in cron.schedules(actor)]
 
     # ------------------------------------------------------------------------------------------ queues
 
@@ -161,23 +184,56 @@ class OutboxBroker(dramatiq.Broker):
     # ----------------------------------------------------------------------------------------- sending
 
     def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
-        """Write a message into the log: with the session's transaction, if there is one. `delay`: milliseconds."""
+        """Write a message into the log: with the session's transaction, if there is one. `delay`: milliseconds.
+
+        → the message, or a `Duplicate` if it is unique and one of its key is pending.
+        """
         if isinstance(message, Delivered):
             return self._again(message, delay)
+        return self._enqueue(message, delay, None)[0]
+
+    def enqueue_on(self, conn: Connection, message: dramatiq.Message[Any]) -> tuple[dramatiq.Message[Any], int]:
+        """Write a message in a connection's transaction. → as `enqueue`, and the id of its intent."""
+        return self._enqueue(message, None, conn)
+
+    def _enqueue(
+        self, message: dramatiq.Message[Any], delay: int | None, conn: Connection | None
+    ) -> tuple[dramatiq.Message[Any], int]:
         target = self.registered(message.queue_name)
-        message = message.copy(queue_name=q_name(message.queue_name))
         if delay is not None:
             message = message.copy(options={"eta": current_millis() + delay})
+        message = self._ready(message)
         self.emit_before("enqueue", message, delay)
-        intent = intent_of(message, due=_due(message))
-        session = self.session()
-        if session is None or self.outbox is None:
-            self._sender.run(lambda conn: conn.execute(sql.load("log_append_one"), append_one(intent)))
-        else:
-            self.outbox.append(session, intent)
+        message, number = self._write(message, conn)
         self.logger.debug("Message %s goes to %s.", message.message_id, target)
         self.emit_after("enqueue", message, delay)
-        return message
+        return message, number
+
+    def _write(self, message: dramatiq.Message[Any], conn: Connection | None) -> tuple[dramatiq.Message[Any], int]:
+        """Into the log. → the message, or what has its key; and the intent's id, 0 if that is drawn at the commit."""
+        intent = intent_of(message, turn=self._turn(message), due=_due(message))
+        session = None if conn is not None else self.session()
+        statement, parameters = unique.statement(message, intent)
+        if session is not None and self.outbox is not None:
+            if not unique.is_unique(message):
+                self.outbox.append(session, intent)
+                return message, 0
+            from outbox.session import append_now  # noqa: PLC0415 - loaded by whoever has a session
+
+            row = append_now(self.outbox, session, statement, parameters)
+        elif conn is not None:
+            row = conn.execute(statement, parameters).fetchone()
+        else:
+            row = self._sender.run(lambda own: own.execute(statement, parameters).fetchone())
+        return unique.outcome(message, row), row[1]
+
+    def _turn(self, message: dramatiq.Message[Any]) -> turn.Turn | None:
+        return turn.turn_of(message, self.actors.get(message.actor_name))
+
+    def _ready(self, message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
+        """With the options that follow from its arguments. Raises `IntentRefused` for one that can't be meant."""
+        actor = self.actors.get(message.actor_name)
+        return unique.settle(self.rates.stamped(actor, message.copy(queue_name=q_name(message.queue_name))), actor)
 
     def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
         """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
@@ -188,13 +244,20 @@ class OutboxBroker(dramatiq.Broker):
         again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
         return again
 
+    def draft(self, message: dramatiq.Message[Any]) -> Intent:
+        """The intent that a message would become, if it were sent."""
+        message = self._ready(message)
+        return intent_of(message, turn=self._turn(message))
+
     def action(self, message: dramatiq.Message[Any]) -> Action:
         """What a step of a saga returns to have an actor run: `return broker.action(charge.message(run.input.order))`.
 
         The step is done when the actor is, and has failed when its message is given up. Its result is the message's id.
         """
         self.registered(message.queue_name)
-        return Action(intent_of(message), {"message_id": message.message_id})
+        draft = self.draft(message)
+        unique.refuse_step(draft)
+        return Action(draft, {"message_id": message.message_id})
 
     # ---------------------------------------------------------------------------------------- sessions
 
@@ -207,6 +270,13 @@ class OutboxBroker(dramatiq.Broker):
 
         return current(lambda session: self.outbox is not None and self.outbox.of(session) is self.outbox)
 
+    def run(self, work: Callable[[Connection], _Value]) -> _Value:
+        """`work` on a connection of the application's user in autocommit mode, outside of all sessions.
+
+        Raises dramatiq's `ConnectionFailed`, and `ConnectionClosed` when nobody knows whether it was done.
+        """
+        return self._sender.run(work)
+
     @contextmanager
     def using(self, session: Session) -> Iterator[None]:
         """Sends in this block commit with `session`, whatever other sessions there are."""
@@ -216,39 +286,30 @@ class OutboxBroker(dramatiq.Broker):
         finally:
             _USED.reset(token)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self) -> AbstractContextManager[Session]:
         """In an actor: a new session, whose commit at the end of the block acknowledges the message.
 
         What is written in it is written once, however often the message is delivered. Whatever the actor does after
         the block is done at most once. Raises `Fenced`, and rolls back, when the message is in other hands by now.
         """
-        message = _MESSAGE.get()
-        if message is None:
-            raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
-        if self.outbox is None or not callable(self.outbox.sessions):
-            raise NotReady("the broker has no sessionmaker: make it with OutboxBroker(Outbox(sessionmaker))")
-        with self.outbox.sessions() as session, session.begin(), self.using(session):
-            yield session
-            session.flush()
-            message.in_transaction = True
-            self._acknowledge(session, message)
-        message.done = True
+        return transaction(self, _MESSAGE.get())
 
-    @staticmethod
-    def _acknowledge(session: Session, message: Delivered) -> None:
-        import psycopg  # noqa: PLC0415
-        import sqlalchemy as sa  # noqa: PLC0415
+    def result(self, value: Any) -> None:
+        """In `broker.transaction()`: what the message's result is. It is stored by the same commit.
 
-        try:
-            session.execute(
-                sa.text("select outbox.actor_done(:id, :target, :lane, :epoch, cast(:holder as uuid))"),
-                {"id": message.id, **message.hold._asdict()},
-            )
-        except sa.exc.DBAPIError as error:
-            if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == "OB005":
-                raise Fenced("the message is in other hands by now: nothing was written") from None
-            raise
+        What the actor returns after the block counts for nothing then. Raises `RuntimeError` when the broker has no
+        `Results` with a backend of its own.
+        """
+        message = _running()
+        message.result = None
+        results.tell(self, message, value)
+
+    def atransaction(self, sessions: Any = None) -> AbstractAsyncContextManager[AsyncSession]:
+        """The same in an async actor: `async with broker.atransaction() as session`.
+
+        `sessions`: an `async_sessionmaker` that the broker's outbox is attached to; by default that outbox's own.
+        """
+        return atransaction(self, _MESSAGE.get(), sessions)
 
     # --------------------------------------------------------------------------------------- consuming
 
@@ -258,35 +319,71 @@ class OutboxBroker(dramatiq.Broker):
         # dramatiq has a thread for each queue, and they come here at the same time.
         with self._consuming:
             if self._delivery is None:
-                points = entry_points(group="outbox.actor", name="delivery")
-                if not points:
-                    raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
-                self._delivery = next(iter(points)).load()(self)
+                self._delivery = self._worker_side("delivery")
         consumer: dramatiq.Consumer = self._delivery.consumer(q_name(queue_name), target, prefetch, timeout)
         return consumer
 
+    def _worker_side(self, name: str) -> Any:
+        points = entry_points(group="outbox.actor", name=name)
+        if not points:
+            raise NotReady("the workers are not installed: pip install 'postgres-outbox[workers,dramatiq]'")
+        return next(iter(points)).load()(self)
+
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivered):
-            _MESSAGE.set(args[0])
-            if not args[0].mine():
-                args[0].stale = True
-                raise SkipMessage("it is in other hands by now")
-        elif signal == "worker_shutdown" and self._delivery is not None:
-            self._delivery.leave()
-        if not _stale(args):
+            self._begin(args[0])
+        elif signal == "nack" and isinstance(args[0], Delivered):
+            results.fail(self, args[0])
+        elif signal == "worker_shutdown":
+            if self._timetable is not None:
+                self._timetable.stop()
+                self._timetable = None
+            if self._delivery is not None:
+                self._delivery.leave()
+        if not _unbegun(args):
             super().emit_before(signal, *args, **kwargs)
 
+    def _begin(self, message: Delivered) -> None:
+        _MESSAGE.set(message)
+        message.broker = self
+        if not message.mine():
+            message.stale = True
+            raise SkipMessage("it is in other hands by now")
+        if self.rates:
+            try:
+                wait = self.run(lambda conn: self.rates.waits(conn, [message], self.actors, begins=True))
+            except BrokerConnectionError:
+                wait = {message.id: OUTAGE.first}
+            message.wait = wait.get(message.id)
+            if message.wait is not None:
+                raise SkipMessage("it is over its rate limit")
+
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if not _stale(args):
-            super().emit_after(signal, *args, **kwargs)
-        if signal in ("process_message", "skip_message"):
-            _MESSAGE.set(None)
+        ends = signal in ("process_message", "skip_message")
+        token = FINISHING.set(args[0]) if ends and isinstance(args[0], Delivered) else None
+        try:
+            if not _unbegun(args):
+                super().emit_after(signal, *args, **kwargs)
+        finally:
+            if token is not None:
+                FINISHING.reset(token)
+                _MESSAGE.set(None)
+        if signal == "worker_boot" and self._timetable is None and self.schedules():
+            self._timetable = self._worker_side("timetable")
+            self._timetable.start()
 
 
-def _stale(args: tuple[Any, ...]) -> bool:
+def _running() -> Delivered:
+    message = _MESSAGE.get()
+    if message is None:
+        raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
+    return message
+
+
+def _unbegun(args: tuple[Any, ...]) -> bool:
     """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
     store that it was skipped.)"""
-    return bool(args) and isinstance(args[0], Delivered) and args[0].stale
+    return bool(args) and isinstance(args[0], Delivered) and not args[0].begun
 
 
 def _due(message: dramatiq.Message[Any]) -> datetime | None:

@@ -7,11 +7,20 @@ which consumer: what counts is the lane that it came from, with its epoch, or th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import dramatiq
 from dramatiq.broker import MessageProxy
+
+from outbox.actor.turn import Turn
+
+if TYPE_CHECKING:
+    from outbox.actor.results import Result
+
+#: The message whose actor has just ended in this thread, while middleware hears of it.
+FINISHING: ContextVar[Delivered | None] = ContextVar("outbox_finishing", default=None)
 
 
 class Hold(NamedTuple):
@@ -36,6 +45,7 @@ class Delivered(MessageProxy):
         hold: Hold,
         priority: int = 0,
         saga: UUID | None = None,
+        turn: Turn | None = None,
         attempts: int = 0,
         deaths: int = 0,
         kept: bool = False,
@@ -45,6 +55,8 @@ class Delivered(MessageProxy):
         self.hold = hold
         self.priority = priority
         self.of_saga = saga is not None
+        #: Whose place another message of its key takes when it is done.
+        self.turn = turn
         #: How often it was tried, this time included; 0 for one that comes from its lane.
         self.attempts = attempts
         #: How often it was in hand when its worker died, if it dies this time.
@@ -55,22 +67,40 @@ class Delivered(MessageProxy):
         self.retry: float | None = None
         #: Whether its actor has begun a transaction that acknowledges it, and whether that is known to have committed.
         self.in_transaction = self.done = False
+        #: The consumer that has it in hand.
+        self.consumer: UUID | None = hold.holder
         #: Whether it was never begun, because it is in other hands by now.
         self.stale = False
+        #: Seconds until it may begin, if it was never begun because it is over its rate limit.
+        self.wait: float | None = None
+        #: Whose worker has it, once it is run.
+        self.broker: dramatiq.Broker | None = None
+        #: What is to be stored with its acknowledgement, and whether its actor's own transaction has done that.
+        self.result: Result | None = None
+        self.result_stored = False
         #: What the worker asks before it begins.
         self.mine: Callable[[], bool] = _always
 
     @property
+    def begun(self) -> bool:
+        """Whether its actor was to run here. If not, nobody is told about it."""
+        return not self.stale and self.wait is None
+
+    @property
     def failure(self) -> str:
         """What went wrong, by kind and place; never the text, which may quote arguments."""
-        error = self._exception
-        if error is None:
-            return "it was rejected"
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-        return f"{self._message.actor_name} raised {type(error).__name__}{where}"
+        return failure_of(self._message.actor_name, self._exception)
+
+
+def failure_of(actor: str, error: BaseException | None) -> str:
+    """What went wrong in an actor, by kind and place."""
+    if error is None:
+        return "it was rejected"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return f"{actor} raised {type(error).__name__}{where}"
 
 
 def _always() -> bool:

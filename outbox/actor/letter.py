@@ -19,11 +19,12 @@ from uuid import UUID
 import dramatiq
 from dramatiq.common import q_name
 
+from outbox.actor.turn import Turn, turn_in
 from outbox.errors import PayloadInvalid, Permanent
 from outbox.intent import Intent
 
 ACTION = "send"
-"""The one action of a queue."""
+"""What is to be done with a message that waits for no turn (`outbox.actor.turn`)."""
 
 _PREFIX = "actor."
 _PLAIN = re.compile(r"[a-z0-9_.-]{1,57}")
@@ -39,9 +40,9 @@ def target_of(queue: str) -> str:
 
 
 def intent_of(
-    message: dramatiq.Message[Any], *, key: str | None = None, due: datetime | None = None, saga: UUID | None = None
+    message: dramatiq.Message[Any], *, turn: Turn | None = None, due: datetime | None = None, saga: UUID | None = None
 ) -> Intent:
-    """The intent that a message becomes. Messages of one `key` share a lane; by default each has its own key.
+    """The intent that a message becomes. Messages of one turn's key share a lane; without one, each has its own key.
 
     Raises `PayloadInvalid` and `PayloadTooLarge` (64 KiB).
     """
@@ -53,7 +54,8 @@ def intent_of(
         ) from None
     if not isinstance(fields, dict):
         raise PayloadInvalid("dramatiq's encoder doesn't write a JSON object: use dramatiq.JSONEncoder")
-    return Intent.make(target_of(message.queue_name), ACTION, key or message.message_id, fields, due=due, saga=saga)
+    action, key = (ACTION, message.message_id) if turn is None else (turn.action, turn.key)
+    return Intent.make(target_of(message.queue_name), action, key, fields, due=due, saga=saga)
 
 
 def message_of(intent: Intent, options: dict[str, Any] | None = None) -> dramatiq.Message[Any]:
@@ -61,10 +63,12 @@ def message_of(intent: Intent, options: dict[str, Any] | None = None) -> dramati
 
     `options` are those that an earlier try has left. Raises `Permanent` for what is not a message.
     """
-    if intent.action != ACTION:
+    if intent.action != ACTION and turn_in(intent) is None:
         raise Permanent(f"a queue knows no action {intent.action!r}: skip this intent")
     try:
         message = dramatiq.Message.decode(intent.body.encode())
+        if options is None and "eta" not in message.options and message.queue_name == q_name(message.queue_name):
+            return message  # as nearly all are
         options = {**message.options, **(options or {})}
     except (dramatiq.DecodeError, TypeError, RecursionError) as error:
         raise Permanent(

@@ -43,6 +43,7 @@ def flush(conn: Connection, target: str) -> None:
         if time.monotonic() > deadline:
             raise WaitTimeout(f"{target} can't be flushed while no clock runs: start `outbox work clock`")
         time.sleep(LOOK_EVERY)
+    conn.execute("select outbox.rate_forget()")
 
 
 def _true(conn: Connection, query: str, target: str) -> bool:

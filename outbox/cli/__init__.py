@@ -34,6 +34,7 @@ COMMANDS = {
     "adopt": "outbox.cli.adopt",
     "search": "outbox.cli.search",
     "saga": "outbox.cli.saga",
+    "cron": "outbox.cli.cron",
 }
 
 
@@ -87,8 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(module.run(args))
     except psycopg.errors.InsufficientPrivilege as error:
-        cure = "give its database user the role outbox_operator (a worker: outbox_worker), or name another user"
-        print(f"outbox {args.command}: {reason(error)}: {cure} in OUTBOX_DATABASE", file=sys.stderr)
+        role = getattr(module, "ROLE", "outbox_operator")
+        advice = f"name a user in OUTBOX_DATABASE that is a member of {role} (GRANT {role} TO …)"
+        print(f"outbox {args.command}: {reason(error)}: {advice}", file=sys.stderr)
     except (OutboxError, psycopg.OperationalError) as error:
         print(f"outbox {args.command}: {reason(error)}", file=sys.stderr)
     except BrokenPipeError:

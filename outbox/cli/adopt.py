@@ -15,6 +15,7 @@ from outbox import adoption
 from outbox.adoption import Adopted, Plan
 from outbox.cli.table import jsonable, table
 from outbox.database import connect
+from outbox.plural import counted
 from outbox.settings import Settings
 from outbox.watermark import Watermark
 
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         print(_dump(plan, adopted))
         return 0
     print(
-        f"Era {adopted.era} has begun: {adopted.not_done:,} intents of before are still to be done, "
-        f"{adopted.in_doubt:,} of them in doubt."
+        f"Era {adopted.era} has begun. To be done still, of before: {counted(adopted.not_done, 'intent')}; "
+        f"in doubt: {adopted.in_doubt:,}."
     )
     print(_NEXT)
     return 0

@@ -23,6 +23,7 @@ from outbox.cli.word import count, identity, span
 from outbox.database import connect
 from outbox.decision import ACTS_ON, CHUNK, LISTED, Action, Choice, Decided
 from outbox.parked import Reason
+from outbox.plural import counted
 from outbox.settings import Settings
 from outbox.span import seconds
 
@@ -186,7 +187,7 @@ def _agreed(action: Action, planned: Sequence[dict[str, Any]]) -> bool:
     if not sys.stdin.isatty():
         print("Nothing was done: add --yes to do it.", file=sys.stderr)
         return False
-    print(f"{len(planned):,} intents {_DONE[action]}? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{counted(len(planned), 'intent')} {_DONE[action]}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
     print("Nothing was done.", file=sys.stderr)
@@ -214,7 +215,7 @@ def _report(args: argparse.Namespace, action: Action, decided: Sequence[Decided]
         print(json.dumps([one._asdict() for one in decided], indent=2))
     else:
         done = len(decided) - len(refused)
-        print(f"{done:,} {'intent' if done == 1 else 'intents'} {_DONE[action]}.")
+        print(f"{counted(done, 'intent')} {_DONE[action]}.")
         for one in refused:
             print(f"intent {one.id}: not done: {one.refused}", file=sys.stderr)
     return 1 if refused else 0

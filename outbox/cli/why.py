@@ -40,5 +40,6 @@ def document(found: whereabouts.Whereabouts, *, payload: bool) -> dict[str, obje
     intent = {name: value for name, value in (found.intent or {}).items() if name not in hidden}
     return {
         "id": found.id, "state": found.state, "says": found.says, "command": found.command, "intent": intent or None,
-        "lane": found.lane, "parked": found.parked, "receipt": found.receipt, "audit": found.audit,
+        "lane": found.lane, "parked": found.parked, "receipt": found.receipt, "repeated": found.repeated,
+        "audit": found.audit,
     }  # fmt: skip

@@ -8,10 +8,10 @@ from outbox.span import parse
 
 
 def identity(text: str) -> int:
-    """The id of an intent."""
+    """The number of an intent, a tick, an operation."""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the id of an intent: use a number from outbox.log")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an id: ids are whole numbers from 1 on")
     return number
 
 

@@ -8,7 +8,9 @@ Errors: `ArchiveDamaged`, before anything of the file is used; `NotReady` when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice, pairwise
 from typing import Any
 
@@ -17,6 +19,7 @@ import psycopg
 from outbox import archive, repetition
 from outbox.archive import Archived
 from outbox.errors import NotReady
+from outbox.intent import Intent
 from outbox.repetition import Word
 from outbox.replay.choice import Choice
 
@@ -24,12 +27,24 @@ WORDS = ("put", "delete")
 
 
 def rows(
-    conn: psycopg.Connection[Any], choice: Choice, target: str, *, after: int = 0, endpoint: str | None = None
+    conn: psycopg.Connection[Any],
+    choice: Choice,
+    chosen: Mapping[str, Any],
+    target: str,
+    *,
+    after: int = 0,
+    endpoint: str | None = None,
 ) -> Iterator[Archived]:
-    """The chosen intents of a participant in the archives of this log, in order of id, after id `after`."""
+    """The intents of a participant that were chosen (`chosen`: as it was resolved) in the archives of this log, in
+    order of id, after id `after`."""
     assert choice.archive is not None  # noqa: S101 - the caller looked
+    begin, end = (None if chosen[name] is None else datetime.fromisoformat(chosen[name]) for name in ("begin", "end"))
     row = conn.execute("select log from outbox.identity").fetchone()
     found = archive.find(choice.archive, log=None if row is None else row[0], endpoint=endpoint)
+    if not found:
+        raise NotReady(
+            f"there is no archive of this log in {choice.archive}: name the place that OUTBOX_ARCHIVE named then"
+        )
     for one, two in pairwise(found):
         if two.first < one.until:
             raise NotReady(
@@ -41,7 +56,11 @@ def rows(
             yield from (
                 row
                 for row in archive.read(each, endpoint=endpoint)
-                if row.intent.target == target and row.intent.id > after and _chosen(choice, row)
+                if row.intent.target == target
+                and row.intent.id > after
+                and _chosen(choice, row)
+                and (begin is None or row.created_at >= begin)
+                and (end is None or row.created_at < end)
             )
 
 
@@ -51,10 +70,16 @@ def _chosen(choice: Choice, row: Archived) -> bool:
         repetition.Repeats.read(intent) is None
         and (choice.key is None or intent.key == choice.key)
         and (choice.key_prefix is None or intent.key.startswith(choice.key_prefix))
+        and (choice.model is None or intent.key.startswith(f"{choice.model}/") or _model(intent) == choice.model)
         and (choice.saga is None or intent.saga == choice.saga)
-        and (choice.begin is None or row.created_at >= choice.begin)
-        and (choice.end is None or row.created_at < choice.end)
     )
+
+
+def _model(intent: Intent) -> object:
+    try:
+        return json.loads(intent.headers or "{}").get("model")
+    except (AttributeError, ValueError, RecursionError):
+        return None
 
 
 def chunks(found: Iterator[Archived], size: int) -> Iterator[Sequence[Archived]]:

@@ -71,6 +71,7 @@ class Step(NamedTuple):
 
 def begin(conn: psycopg.Connection[Any], choice: Choice, chosen: dict[str, Any], planned: int) -> Operation:
     """Begin the operation; durable when it returns."""
+    repetition.check(conn)
     parts = choice.parts(choice.participants(conn))
     progress = {"chosen": chosen, "parts": parts, "part": 0, "after": "", "planned": planned, "again": 0}
     begun = operation.begin(conn, KIND, choice.request(), progress | {"left_out": {}, "xids": {}})
@@ -208,7 +209,7 @@ class Course:
     def _archived(self, target: str) -> Iterator[Step]:
         choice = Choice.read(self._operation.request)
         after = self.progress["after"] or 0
-        found = archived.rows(self._conn, choice, target, after=after, endpoint=self._endpoint)
+        found = archived.rows(self._conn, choice, self.progress["chosen"], target, after=after, endpoint=self._endpoint)
         for some in archived.chunks(found, self._chunk):
             yield from self._room(target)
             floor = repetition.since(self._conn)

@@ -34,6 +34,7 @@ LEFT_OUT = {
     "blocked": "left out: it is parked behind another one of its key; outbox parked list",
     "due": "left out: its time has not come",
     "skipped": "left out: an operator skipped it; replay --parked skipped",
+    "once": "left out: it was set aside, and is neither put nor delete; emit another one if it should be",
     "behind": "left out: a later intent of its key is parked; outbox parked list",
     "held": "left out: a saga holds, releases and withdraws its mails itself",
     "unsent": "left out: it has not been sent yet, and will be",
@@ -89,7 +90,7 @@ def make(
         counts = (
             _count(conn, choice, chosen, target)
             if choice.archive is None
-            else _count_archived(conn, choice, target, endpoint)
+            else _count_archived(conn, choice, chosen, target, endpoint)
         )
         if choice.archive is None and target == "blob" and counts.get(("again", "put")) and store is not None:
             stages = {stage.name for stage in store.stages()}
@@ -131,15 +132,15 @@ def _count(
             repetition.statement("replay_plan"), {**repetition.EVERYTHING, **chosen, "target": target}
         ).fetchall()
     # By what was set aside: the rest isn't meant.
-    wanted = {"anew", "superseded", *choice.parked}
+    wanted = {"anew", "superseded", "once"}
     return {(fate, action): n for fate, action, n in rows if not choice.parked or fate in wanted}
 
 
 def _count_archived(
-    conn: psycopg.Connection[Any], choice: Choice, target: str, endpoint: str | None
+    conn: psycopg.Connection[Any], choice: Choice, chosen: Mapping[str, Any], target: str, endpoint: str | None
 ) -> dict[tuple[str, str], int]:
     counts: Counter[tuple[str, str]] = Counter()
-    for some in archived.chunks(archived.rows(conn, choice, target, endpoint=endpoint), 10_000):
+    for some in archived.chunks(archived.rows(conn, choice, chosen, target, endpoint=endpoint), 10_000):
         last = archived.last_words(conn, target, some)
         counts.update((archived.fate(row, last), row.intent.action) for row in some)
     return counts

@@ -1,4 +1,4 @@
--- Purpose: give up messages that were in hand too often when their worker died.
+-- Purpose: give up messages that were in hand too often when their worker died: the last time alone, or very often.
 -- Locks: rows of outbox.parked; the lanes' rows (share). Tables: outbox.parked (update), outbox.lane (lock), outbox.log
 --   (read). Called by: workers.actor.retries.
 with fence as (
@@ -9,5 +9,6 @@ with fence as (
 update outbox.parked p set reason = 'poison', retry_at = null, error = %(error)s
   from fence f, outbox.log l
  where f.target = p.target and p.slot between f.slot_low and f.slot_high and l.id = p.id
-   and p.reason in ('retry', 'due') and p.retry_at <= outbox.now() and p.deaths >= %(deaths)s
+   and p.reason in ('retry', 'due') and p.retry_at <= outbox.now()
+   and (p.deaths >= %(most)s or (p.alone and p.deaths >= %(alone)s))
 returning p.id, l.saga is not null as of_saga

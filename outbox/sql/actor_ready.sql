@@ -1,7 +1,25 @@
--- Purpose: whether a retry or a delayed message of these queues is due, and how often such ones were in hand when their
---   worker died, without locking or writing anything.
--- Locks: none. Tables: outbox.parked (read). Called by: workers.actor.retries.
-select target, min(deaths) as least, max(deaths) as most
-  from (select target, deaths from outbox.parked
-         where target = any(%(targets)s) and retry_at <= outbox.now() and reason in ('retry', 'due')
-         order by target, retry_at limit 1000) as ready group by target
+-- Purpose: what is due of retries and delayed messages in our lanes, without locking or writing anything: messages that
+--   were never in hand when a worker died (`plain`), that were once, or oftener; and those that are to be given up.
+-- Locks: none. Tables: outbox.lane, outbox.parked (read). Called by: workers.actor.retries.
+with ours as (
+  select l.target, l.slot_low, l.slot_high from outbox.lane l
+   where (l.target, l.lane, l.epoch) in
+         (select * from unnest(%(targets)s::text[], %(lanes)s::smallint[], %(epochs)s::bigint[]))
+), queue as (
+  select distinct target from ours
+)
+select q.target, bool_or(d.deaths = 0) as plain, bool_or(d.deaths = 1) as once,
+       bool_or(d.deaths > 1 and not d.hopeless) as often, bool_or(d.hopeless) as hopeless
+  from queue q
+ cross join lateral (
+       -- The oldest of each queue, and of those that may be deadly: neither hides the other.
+       (select p.deaths, false as hopeless from outbox.parked p
+         where p.target = q.target and p.retry_at <= outbox.now() and p.reason in ('retry', 'due') and p.deaths = 0
+           and exists (select from ours o where o.target = p.target and p.slot between o.slot_low and o.slot_high)
+         order by p.retry_at limit 1)
+       union all
+       (select p.deaths, p.deaths >= %(most)s or (p.alone and p.deaths >= %(alone)s) from outbox.parked p
+         where p.target = q.target and p.retry_at <= outbox.now() and p.reason in ('retry', 'due') and p.deaths > 0
+           and exists (select from ours o where o.target = p.target and p.slot between o.slot_low and o.slot_high)
+         order by p.retry_at limit 1000)) as d
+ group by q.target

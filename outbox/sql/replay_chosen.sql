@@ -2,6 +2,7 @@
 -- Locks: none. Tables: none. Called by: outbox.replay, outbox.repetition.
         (%(key)s::text is null or w.key = %(key)s)
     and (%(key_prefix)s::text is null or starts_with(w.key, %(key_prefix)s))
+    and (%(model)s::text is null or w.headers ->> 'model' = %(model)s or starts_with(w.key, %(model)s || '/'))
     and (%(keys)s::text[] is null or w.key = any(%(keys)s))
     and (%(saga)s::uuid is null or w.saga = %(saga)s)
     and (%(begin)s::timestamptz is null or w.created_at >= %(begin)s)

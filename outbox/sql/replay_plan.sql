@@ -17,8 +17,10 @@ with known as (
   window k as (partition by w.key), r as (partition by w.key, w.rank)
 )
 select case when k.void then 'recalled'
-            when k.parked is not null and k.parked = any(%(reasons)s) and k.action in ('put', 'delete')
-              then case when k.rank < k.newest or k.said > 0 then 'superseded' else 'anew' end
+            when k.parked = any(%(reasons)s)
+              then case when k.action not in ('put', 'delete') then 'once'
+                        when k.rank < k.newest or k.said > 0 then 'superseded' else 'anew' end
+            when %(reasons)s::text[] is not null then 'applied'
             when k.parked is not null then k.parked
             when k.action not in ('put', 'delete')
               then case when %(target)s <> 'mail' then 'event' when k.action <> 'send' then 'held'
@@ -26,7 +28,6 @@ select case when k.void then 'recalled'
                         else 'unsent' end
             when k.rank < k.last then 'superseded'
             when k.held > k.rank then 'behind'
-            when %(reasons)s::text[] is not null then 'applied'
             else 'again' end as fate,
        k.action, count(*)
   from known k

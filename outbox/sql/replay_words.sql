@@ -5,7 +5,7 @@
 -- Locks: none. Tables: outbox.word, outbox.parked (read). Called by: outbox.repetition.words.
 select w.id, w.rank, w.key, w.action, p.first, coalesce(p.holds, false) as held, w.stage, w.inline
   from (
-  select distinct on (w.key collate "C") w.id, w.key, w.action, w.rank, w.saga, w.xid, w.created_at, w.based,
+  select distinct on (w.key collate "C") w.id, w.key, w.action, w.rank, w.headers, w.saga, w.xid, w.created_at, w.based,
          case when w.target = 'blob' then w.payload ->> 'stage' end as stage,
          w.target = 'blob' and w.payload ? 'bytes' as inline
     from outbox.word w

@@ -1,9 +1,11 @@
--- Purpose: the partitions that are full, the oldest first: what they hold, since when everything in them is committed,
---   and where they are archived.
+-- Purpose: the partitions that are full, the oldest first: what they hold (by the statistics, if there are any), since
+--   when everything in them is committed, and where they are archived.
 -- Locks: none. Tables: outbox.partition, outbox.tick, outbox.archive, the sequence, the catalog (read).
 -- Called by: outbox.retention.plan.
-select p.name, p.first, p.until, greatest(0, c.reltuples)::bigint as intents, pg_total_relation_size(c.oid) as bytes,
-       t.id as cut, t.at, extract(epoch from outbox.now() - t.at)::float8 as seconds, a.place, a.name as archive
+select p.name, p.first, p.until,
+       case when c.reltuples >= 0 then c.reltuples::bigint
+            else (select count(*) from outbox.log g where g.id >= p.first and g.id < p.until) end as intents,
+       pg_total_relation_size(c.oid) as bytes, t.id as cut, t.at, extract(epoch from outbox.now() - t.at)::float8 as seconds, a.place, a.name as archive
   from outbox.log_id q, outbox.partition p
   join pg_class c on c.relname = p.name and c.relnamespace = 'outbox'::regnamespace
   left join outbox.tick t on t.id = outbox.cut(p.until)

@@ -22,7 +22,22 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from tests.bench import blob, index, latency, log, orm, resilver, retention, saga, saga_latency, scrub
+from tests.bench import (
+    actor,
+    actor_latency,
+    actor_paths,
+    blob,
+    index,
+    latency,
+    log,
+    mail,
+    orm,
+    resilver,
+    retention,
+    saga,
+    saga_latency,
+    scrub,
+)
 from tests.bench.figure import Figure, as_json, as_table
 from tests.bench.site import Site, site
 
@@ -50,6 +65,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "saga": saga.measure,
     "saga-latency": saga_latency.measure,
     "saga-kept": saga.kept,
+    "actor": actor.measure,
+    "actor-held": actor.held,
+    "actor-latency": actor_latency.measure,
+    "actor-queues": actor_latency.queues,
+    "actor-send": actor_paths.send,
+    "actor-retry": actor_paths.retry,
+    "actor-due": actor_paths.due,
+    "mail": mail.measure,
     "retention": retention.measure,
 }
 

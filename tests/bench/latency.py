@@ -102,7 +102,8 @@ def process(
         **os.environ,
         "OUTBOX_DATABASE": site.server.url(role, database),
         "OUTBOX_SAGAS": sagas,
-        "OUTBOX_STATE": str(site.home / "none"),
+        # Databases of one template look like copies of one log: whoever has seen the one would stop at the other.
+        "OUTBOX_STATE": str(site.home / f"state-{database}"),
         "OUTBOX_BLOBS": str(site.home / "none"),
     }
     said = site.folder()

@@ -1,7 +1,7 @@
-"""DBOS for comparison: installed on demand into `.venv-bench`, and run as a process of its own on the same server.
+"""Rivals: installed on demand into `.venv-bench`, and run as processes of their own on the same server.
 
-It is no dependency of ours, not even of development. What is installed is in `tests/bench/dbos.lock`, each file with
-its hash; `make lock` resolves it anew.
+They are no dependencies of ours, not even of development. What is installed is in `tests/bench/rivals.lock`, each file
+with its hash; `make lock` resolves it anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.bench.site import ROOT, Site
 
 VENV = ROOT / ".venv-bench"
 
-LOCK = Path(__file__).with_name("dbos.lock")
+LOCK = Path(__file__).with_name("rivals.lock")
 
 COUNT = 400
 """Workflows of a turn."""
@@ -30,7 +30,7 @@ PATIENCE = 120.0
 
 
 class NotInstalled(Exception):
-    """DBOS can't be installed here; the text says why."""
+    """A rival can't be had here; the text says why."""
 
 
 class Workflows:
@@ -57,7 +57,7 @@ class Workflows:
 @contextmanager
 def workflows(site: Site) -> Iterator[Workflows]:
     """DBOS in a database of its own. Raises `NotInstalled`."""
-    _install()
+    install()
     with subprocess.Popen(
         [VENV / "bin" / "python", Path(__file__).with_name("workflows.py"), site.server.url(database=site.empty())],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -76,13 +76,27 @@ def workflows(site: Site) -> Iterator[Workflows]:
             process.kill()
 
 
-def _install() -> None:
-    """Everything that the lock names, and nothing else. A directory that was finished is left as it is."""
+def queue(site: Site, name: str, count: int, *numbers: int) -> float:
+    """Have a queue in a database of its own work jobs off (`tests.bench.queues`). → jobs per second."""
+    install()
+    done = subprocess.run(
+        [VENV / "bin" / "python", Path(__file__).with_name("queues.py"), name,
+         site.server.url(database=site.empty()), *map(str, (count, *numbers))],
+        check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    return float(done.stdout)
+
+
+def install() -> None:
+    """Everything that the lock names, and nothing else. A directory that was finished is left as it is.
+
+    Raises `NotInstalled`.
+    """
     lock = LOCK.read_bytes()
     ready = VENV / ".ready"
     if ready.is_file() and ready.read_bytes() == lock:
         return
-    print(f"installing DBOS into {VENV.name} (once)", file=sys.stderr)
+    print(f"installing rivals into {VENV.name} (once)", file=sys.stderr)
     try:
         venv.create(VENV, clear=True, with_pip=True)
         subprocess.run(
@@ -91,5 +105,5 @@ def _install() -> None:
             check=True, capture_output=True, text=True,
         )  # fmt: skip
     except (subprocess.CalledProcessError, OSError) as error:
-        raise NotInstalled(f"DBOS can't be installed ({type(error).__name__}): is there a package index?") from error
+        raise NotInstalled(f"they can't be installed ({type(error).__name__}): is there a package index?") from error
     ready.write_bytes(lock)

@@ -16,7 +16,8 @@ import pytest
 
 import outbox
 from outbox import decision, failpoint, search, status, testing, whereabouts
-from outbox.actor import OutboxBroker
+from outbox.actor import Cron, OutboxBroker, OutboxLimits, OutboxResults, Outcomes
+from outbox.aio import AsyncBlobVerbs, AsyncIndexVerbs, AsyncMailVerbs, AsyncOutbox
 from outbox.archive import ArchiveDamaged
 from outbox.blob import Blob, BlobMissing
 from outbox.cli import _parser
@@ -30,8 +31,9 @@ from outbox.position import Position, Token
 from outbox.receipt import Record
 from outbox.saga.definition import Saga
 from outbox.saga.states import SagaState, StepState
-from outbox.session import BlobVerbs, IndexVerbs, MailVerbs, Outbox
+from outbox.session import Outbox
 from outbox.settings import Settings
+from outbox.verbs import BlobVerbs, IndexVerbs, MailVerbs
 from tests.docs.pages import DOCS, PAGES, ROOT, blocks, code, prose, read, rows, sections
 from workers import process
 from workers.demo.report import Report
@@ -230,6 +232,7 @@ def test_each_failpoint_is_documented_where_it_is() -> None:
 # ---------------------------------------------------------------------------------------------- Python
 
 SIGNATURES: dict[str, Callable[..., Any]] = {
+    "AsyncOutbox": AsyncOutbox.__init__,
     "Outbox": Outbox.__init__,
     "outbox.index.put": IndexVerbs.put,
     "outbox.index.delete": IndexVerbs.delete,
@@ -239,10 +242,18 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
     "outbox.mail.send": MailVerbs.send,
     "outbox.emit": Outbox.emit,
     "outbox.append": Outbox.append,
+    "outbox.about": Outbox.about,
     "outbox.signal": Outbox.signal,
     "OutboxBroker": OutboxBroker.__init__,
+    "Cron": Cron.__init__,
+    "Outcomes": Outcomes.__init__,
     "broker.using": OutboxBroker.using,
     "broker.transaction": OutboxBroker.transaction,
+    "broker.result": OutboxBroker.result,
+    "broker.run": OutboxBroker.run,
+    "OutboxResults": OutboxResults.__init__,
+    "results.get_result": OutboxResults.get_result,
+    "OutboxLimits": OutboxLimits.__init__,
     "broker.action": OutboxBroker.action,
     "outbox.cancel": Outbox.cancel,
     "outbox.of": Outbox.of,
@@ -321,6 +332,27 @@ def test_each_public_name_is_documented() -> None:
             assert name.startswith("_") or f"`{prefix}.{name}" in read(PYTHON), name
     for name in vars(Outbox):
         assert name.startswith("_") or f"`outbox.{name}" in read(PYTHON), name
+
+
+@pytest.mark.parametrize(
+    ("plain", "awaited", "left_out"),
+    [
+        # A broker's, and for what `run_sync` runs.
+        (Outbox, AsyncOutbox, {"of", "append", "append_now"}),
+        (IndexVerbs, AsyncIndexVerbs, set()),
+        (BlobVerbs, AsyncBlobVerbs, set()),
+        (MailVerbs, AsyncMailVerbs, set()),
+    ],
+)
+def test_each_verb_is_there_to_be_awaited(plain: type, awaited: type, left_out: set[str]) -> None:
+    for name, verb in vars(plain).items():
+        if name.startswith("_") or name in left_out:
+            continue
+        if inspect.isfunction(verb):
+            assert real(getattr(awaited, name)) == real(verb), name
+            assert inspect.iscoroutinefunction(getattr(awaited, name)) == (name not in ("token", "about")), name
+        else:
+            assert hasattr(awaited, name), name
 
 
 def test_each_member_of_a_subject_is_documented() -> None:

@@ -9,6 +9,8 @@ from tests.fixtures.actors import Stage
 POINTS = [
     "actor.adopted",
     "actor.taken",
+    "actor.placed",
+    "actor.counted",
     "actor.recording",
     "actor.recorded",
     "actor.claimed",

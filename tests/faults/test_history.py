@@ -18,6 +18,8 @@ import pytest
 from outbox import era
 from outbox.blob import BlobStore
 from outbox.message import message_payload
+from outbox.settings import Settings
+from tests.fixtures.actors import ROOT, TABLES, Company
 from tests.fixtures.elsewhere import dump, remove, restore, run_server
 from tests.fixtures.site import LIMIT, Site, until
 from workers.index import IndexParticipant
@@ -46,7 +48,11 @@ class House(Site):
         self.environment = {
             **getattr(self, "environment", {}),
             "OUTBOX_DATABASE": server.url("outbox_worker", database),
+            "OUTBOX_SAGA_DATABASE": server.url("saga", database),
         }
+        self._actors = {
+            "OUTBOX_DATABASE": server.url("app", database), "OUTBOX_ACTOR_DATABASE": server.url("actor", database),
+        }  # fmt: skip
         self._operator = server.url("outbox_operator", database)
 
     def write(self, *names: str) -> None:
@@ -67,6 +73,25 @@ class House(Site):
     def work(self, *targets: str) -> None:
         for target in targets:
             self.workers[target] = self.start(target)
+
+    def act(self) -> None:
+        """A worker of actors, by the name `actor.default`."""
+        command = [sys.executable, "-m", "tests.fixtures.actors"]
+        environment = self.environment | self._actors
+        self.workers["actor.default"] = subprocess.Popen(command, env=environment, cwd=ROOT, text=True)
+        self.running.append(self.workers["actor.default"])
+
+    def tell(self, name: str) -> None:
+        """A message to an actor that leaves a row when it runs."""
+        app, actor = (Settings(url, None, None, "smtp://127.0.0.1:1") for url in self._actors.values())
+        company = Company(app, actor)
+        try:
+            company.note.send(name)
+        finally:
+            company.close()
+
+    def told(self) -> Counter[str]:
+        return Counter(row[0] for row in self.admin.execute("select name from effect"))
 
     def rest(self, *targets: str) -> None:
         for target in targets:
@@ -110,12 +135,33 @@ class House(Site):
     def has(self, name: str) -> bool:
         return self.store.path(hashlib.sha256(name.encode()).hexdigest()).exists()
 
+    def again(self, server: Postgres) -> None:
+        """Restart the server."""
+        self.admin.close()
+        server.stop()
+        server.start()
+        self.open(server, DATABASE)
+
     def tick(self) -> int:
         return int(self.one("select max(id) from outbox.tick"))
 
 
 def _archiving(archive: Path) -> str:
     return f"wal_level = replica\narchive_mode = on\narchive_command = 'cp %p {archive}/%f'\n"
+
+
+def _restored(server: Postgres, copy: Path, archive: Path) -> Postgres:
+    """A server in the place of another one, from its base backup and its log up to the point `here`. It runs."""
+    restored = Postgres(copy, server.sockets, binaries=server.binaries)
+    with (copy / "postgresql.conf").open("a", encoding="utf-8") as file:
+        file.write(
+            f"\nrestore_command = 'cp {archive}/%f %p'\nrecovery_target_name = 'here'\n"
+            "recovery_target_action = 'promote'\n"
+        )
+    restored._configure()
+    (copy / "recovery.signal").touch()
+    restored.start()
+    return restored
 
 
 @pytest.fixture
@@ -212,17 +258,19 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
         shutil.chown(folder, server.data.owner(), server.data.group())
     with (server.data / "postgresql.conf").open("a", encoding="utf-8") as file:
         file.write(_archiving(archive))
-    house.admin.close()
-    server.stop()
-    server.start()
-    house.open(server, DATABASE)
-    house.work("clock", *TARGETS)
+    house.again(server)
+    with psycopg.connect(server.url("app", DATABASE), autocommit=True) as conn:
+        conn.execute(TABLES)
+    house.work("clock", *TARGETS, "saga")
+    house.act()
     house.write("done")
-    until(lambda: house.drained(*TARGETS), "drained")
+    house.tell("done")
+    until(lambda: house.drained(*TARGETS) and house.told()["done"], "drained")
     url = f"host={server.sockets} port=5432 user=postgres"
     server._run("pg_basebackup", "--pgdata", str(copy), "--checkpoint=fast", "--dbname", url)
-    house.rest(*TARGETS)
+    house.rest(*TARGETS, "saga", "actor.default")
     house.write("open")
+    house.tell("open")
     house.rest("clock")
     house.admin.execute("select pg_create_restore_point('here')")
     house.work("clock", *TARGETS)
@@ -237,25 +285,20 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     # When: that point is restored
     house.admin.close()
     server.stop()
-    restored = Postgres(copy, server.sockets, binaries=server.binaries)
+    restored = _restored(server, copy, archive)
     servers.append(restored)
-    with (copy / "postgresql.conf").open("a", encoding="utf-8") as file:
-        file.write(
-            f"\nrestore_command = 'cp {archive}/%f %p'\nrecovery_target_name = 'here'\n"
-            "recovery_target_action = 'promote'\n"
-        )
-    restored._configure()
-    (copy / "recovery.signal").touch()
-    restored.start()
     house.open(restored, DATABASE)
     until(lambda: not house.one("select pg_is_in_recovery()"), "it is promoted")
     tick = house.tick()
     house.write("here")
-    house.work("clock", *TARGETS)
+    house.work("clock", *TARGETS, "saga")
+    house.act()
 
     # Then: no lane goes on. No tick is taken, and nothing is sent
-    assert all("restored to an earlier time" in why for why in house.stopped("clock", *TARGETS))
-    assert (house.tick(), house.mails()) == (tick, sent)
+    assert all(
+        "restored to an earlier time" in why for why in house.stopped("clock", *TARGETS, "saga", "actor.default")
+    )
+    assert (house.tick(), house.mails(), house.told()) == (tick, sent, Counter(["done"]))
 
     # And: adopted, everything is there once
     assert house.adopt().returncode == 0
@@ -264,6 +307,9 @@ def test_history_i2_i3_no_lane_goes_on_when_a_base_backup_was_restored_to_an_ear
     assert house.mails() == sent + Counter(["here"])
     assert "of a time that this log has lost" in house.stopped("index")[0]
     assert all(map(house.has, ("done", "open", "here")))
+    until(lambda: house.told()["open"], "the actors go on")
+    assert house.told() == Counter(["done", "open"])
+    until(lambda: house.one("select state = 'draining' from outbox.lane where target = 'saga'"), "and the sagas")
 
 
 @pytest.mark.root

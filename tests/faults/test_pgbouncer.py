@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from dramatiq import group
+from dramatiq.rate_limits import Barrier, WindowRateLimiter
 
 from outbox import migrate
 from outbox.database import connect
 from outbox.errors import NotReady
+from outbox.settings import Settings
+from tests.fixtures.actors import Stage
 from tests.fixtures.pgbouncer import PgBouncer
 from tests.fixtures.site import LIMIT, until
 from tests.fixtures.zombie import House
@@ -115,3 +120,39 @@ def test_pgbouncer_i5_is_refused_when_commits_would_not_wait_for_the_disk(
     # When, Then: it is done as it said
     admin.execute(f"alter role outbox_worker in database {database} set synchronous_commit = on")
     until(lambda: says() == "connected", "it is accepted")
+
+
+def test_pgbouncer_i3_actors_have_their_results_limits_and_rates_through_it(
+    stage: Stage, pgbouncer: PgBouncer, database: str
+) -> None:
+    # Given: application and worker behind PgBouncer
+    app, worker = (Settings(pgbouncer.url(user, database), None, None, stage.app.smtp) for user in ("app", "actor"))
+    company = stage.another(app=app, worker=worker)
+    stage.work(company)
+
+    # When: there are results to wait for, a group, a barrier, a window, and more than may begin in an hour
+    messages = [company.tells.send(f"m{n}") for n in range(10)]
+    members = [company.tells.message(f"g{n}") for n in range(3)]
+    whole = group(members, broker=company.broker)
+    whole.add_completion_callback(company.note.message("whole"))
+    whole.run()
+    for n in range(20):
+        company.seldom.send(f"seldom {n}")
+    barrier = Barrier(company.limits, "barrier")
+    assert barrier.create(2)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(barrier.wait)
+        until(lambda: stage.one("select value from outbox.tally where key = 'barrier'") == 1, "it waits")
+        assert barrier.wait()
+        assert waits.result(LIMIT)
+    window = WindowRateLimiter(company.limits, "window", limit=2, window=3600)
+    acquired = [window._acquire() for _ in range(3)]
+
+    # Then: all of it is as without
+    for message in [*messages, *members]:
+        found = company.results.get_result(message, block=True, timeout=int(LIMIT * 1000))
+        assert found == f"result of {message.args[0]}"
+    assert acquired == [True, True, False]
+    until(lambda: stage.runs("whole") == 1, "the group calls back")
+    until(lambda: len(stage.parked()) == 13, "the others wait")
+    assert stage.one("select count(*) from effect where name ~ 'seldom'") == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from outbox import lane
+from outbox.watermark import Watermark
 from tests.fixtures.postfix import Postfix
 from tests.fixtures.site import LIMIT, Site
 from workers.postgres import Postgres
@@ -42,6 +45,23 @@ def test_doctor_finds_what_a_database_lacks(
     # Then: it says what to do
     assert "outbox migrate" in bare["usable"]["advice"]
     assert "is it running?" in nobody["usable"]["advice"]
+
+
+def test_doctor_finds_a_log_that_can_not_go_on(site: Site, tmp_path: Path) -> None:
+    # Given: a log that is where it was written, and a directory in which its tick was noted
+    assert "history" not in ask(site, "database")[1]
+    with psycopg.connect(site.environment["OUTBOX_DATABASE"], autocommit=True) as conn:
+        Watermark(tmp_path / "none", "sink/0").note(lane.stand(conn, "index", 0))
+    assert "history" not in ask(site, "database")[1]
+    # When that was copied, then when the server was restored to an earlier time
+    shutil.copytree(tmp_path / "none", tmp_path / "copy")
+    copied = ask(site, "database", OUTBOX_STATE=str(tmp_path / "copy"))[1]["history"]
+    site.admin.execute("update outbox.era set timeline = '0000002A'")
+    restored = ask(site, "database")[1]["history"]
+    # Then it says so, and what helps
+    assert "is a copy" in copied["found"]
+    assert "restored to an earlier time" in restored["found"]
+    assert "outbox adopt" in restored["advice"]
 
 
 def test_doctor_finds_nothing_wrong_with_sound_stores_and_leaves_nothing_there(site: Site) -> None:

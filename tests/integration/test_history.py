@@ -88,6 +88,31 @@ def test_history_i2_stops_a_clock_and_lanes_at_work_and_goes_on_when_adopted(
     assert bench.sink.effects == [("a", 1), ("a", 2), ("b", 1)]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update outbox.era set relation = relation + 1",
+        "update outbox.tick set low = low",
+        "update outbox.tick set snapshot = '99999999999:99999999999:' where id = (select max(id) from outbox.tick)",
+    ],
+    ids=["another table", "all ticks are of one transaction", "a tick of the future"],
+)
+def test_history_i2_knows_a_restored_dump_by_each_of_its_signs(bench: Bench, change: str) -> None:
+    bench.clock.step()
+    era.check(bench.conn)
+    bench.admin.execute(change.encode())
+    with pytest.raises(NotThisLog, match="restored from a dump"):
+        era.check(bench.conn)
+
+
+def test_history_keeps_the_first_reason_when_an_era_is_halted_again(bench: Bench) -> None:
+    era.halt(bench.conn, "the first")
+    era.halt(bench.conn, "what came of it")
+    trouble = era.look(bench.conn).trouble
+    assert trouble is not None
+    assert trouble.says == "the first"
+
+
 def test_history_i2_stops_at_a_copy_of_a_database_that_was_drained_and_not_at_one_of_an_unused_one(
     server: Postgres, bench: Bench, moved: list[str]
 ) -> None:
@@ -115,6 +140,10 @@ def test_watermark_stops_what_goes_back_and_a_copy_of_its_directory(bench: Bench
     bench.drain(reader)
     Watermark(state, "sink/0").note(reader.position)
     check = era.check(bench.conn)
+    Watermark(state, "mail/0").check(bench.conn, check)
+    # ... and one that has seen another database's log, which is that one's affair
+    other = reader.position._replace(log="f" * 16)
+    Watermark(state, "sink/0").note(other)
     Watermark(state, "mail/0").check(bench.conn, check)
     # When its directory is copied, then the copy is not believed, and the original is
     shutil.copytree(state, tmp_path / "copy")

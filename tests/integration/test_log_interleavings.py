@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from outbox import tick
 from tests.model.check import violations
-from tests.model.readers import IdGreaterThanLast, LogReader, OrderByXid, TwoSnapshots
+from tests.model.readers import Glances, IdGreaterThanLast, LogReader, OrderByXid, TwoSnapshots
 from workers.postgres import Postgres
 
 WRITERS = 4
@@ -148,12 +148,15 @@ def machine(server: Postgres, database: str, reader: Any) -> Iterator[type[Inter
             conn.rollback()
 
 
-def test_log_i1_i2_i3_i4_reads_whole_transactions_in_order_when_interleaved(server: Postgres, database: str) -> None:
-    with machine(server, database, TwoSnapshots) as made:
+@pytest.mark.parametrize(("reader", "examples"), [(TwoSnapshots, 60), (Glances, 40)])
+def test_log_i1_i2_i3_i4_reads_whole_transactions_in_order_when_interleaved(
+    server: Postgres, database: str, reader: Any, examples: int
+) -> None:
+    with machine(server, database, reader) as made:
         run_state_machine_as_test(
             made,
             settings=settings(
-                max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+                max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
             ),
         )
 

@@ -197,7 +197,7 @@ def test_parked_resolve_i3_is_what_the_operator_says(
 WRONG = {
     "parked skip": "name the intents",
     "parked resolve 1": "--sent",
-    "parked retry x": "not the id of an intent",
+    "parked retry x": "is not an id",
     "parked list --older-than soon": "30s, 5min, 2h or 7d",
     "parked list --reason odd": "invalid choice",
     "parked": "required",
@@ -205,7 +205,7 @@ WRONG = {
     "audit list --limit 0": "use 1 or more",
     "why": "required",
     "why -1": "",
-    "why nobody": "not the id of an intent",
+    "why nobody": "is not an id",
 }
 
 

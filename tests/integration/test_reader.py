@@ -8,12 +8,12 @@ import uuid
 import pytest
 
 from outbox import lane as lanes
-from outbox import receipt
+from outbox import live, receipt, tick
 from outbox.errors import Ambiguous, Fenced, NotThisLog, Permanent, Transient, Unavailable
 from outbox.participant import Evidence, Outcome, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
-from tests.fixtures.lanes import Bench, Sink, keys
+from tests.fixtures.lanes import TARGET, Bench, Sink, keys
 
 RETRY = Outcome(Verdict.RETRY, error="not now")
 POISON = Outcome(Verdict.POISON, error="never")
@@ -127,6 +127,32 @@ def test_reader_isolates_one_intent_by_halving_when_a_batch_raises(bench: Bench,
     row = bench.admin.execute("select error from outbox.parked").fetchone()
     assert row is not None
     assert "a bug" not in row[0]
+
+
+def test_reader_i4_applies_in_its_place_what_is_due_when_it_is_read(bench: Bench) -> None:
+    # Given a scheduled put, and a later one of its key that came true first
+    bench.sink.keeps_position = True
+    bench.emit("k", "scheduled", due="2900-01-01")
+    bench.emit("k", "at once")
+    reader = bench.reader()
+    bench.drain(reader)
+    bench.conn.execute("set outbox.fake_now = '2901-01-01'")
+    bench.drain(reader)
+    reader.close()
+    assert bench.sink.effects == [("k", "at once"), ("k", "scheduled")]
+    assert bench.parked() == {}
+    # When the participant has lost everything, and reads the log again
+    bench.conn.execute("set outbox.fake_now = '2901-01-02'")
+    bench.die()
+    bench.admin.execute("update outbox.lane set owner = null, place = null, lease_until = null where target = 'sink'")
+    empty = Sink()
+    empty.keeps_position = True
+    again = bench.reader(sink=empty)
+    bench.emit("k2")
+    bench.drain(again)
+    # Then each is in its place, and the key ends with what base and log say of it
+    assert empty.effects == [("k", "scheduled"), ("k", "at once"), ("k2", None)]
+    assert [each.payload for each in live.puts(bench.conn, TARGET, tick.latest(bench.conn))] == ["at once", None]
 
 
 def test_reader_keeps_a_scheduled_intent_until_it_is_due(bench: Bench) -> None:

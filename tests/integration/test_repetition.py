@@ -131,6 +131,9 @@ def test_repetition_i4_is_left_out_when_something_newer_came_before_it(
     assert bench.sink.effects == [("k", 1), expected]
     assert bench.parked() == {}
     assert live_now(bench) == ({"k": 2} if newer == "put" else {})
+    # ... and is what is said of the key, whatever was repeated since
+    [word] = repetition.words(bench.conn, TARGET, {})
+    assert word.rank > old
 
 
 def test_repetition_i4_is_applied_when_the_newer_one_comes_after_it(bench: Bench, repeater: Repeater) -> None:

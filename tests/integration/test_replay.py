@@ -263,6 +263,42 @@ def test_replay_does_not_run_ahead_of_the_lane(stage: Stage, bench: Bench, monke
     assert next(step for step in steps if not step.waits) == Step(TARGET, 2)
 
 
+def test_replay_keeps_its_operation_while_it_waits(stage: Stage, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a replay that waits for a lane that nobody drains
+    emit(bench, "put", "k")
+    bench.drain(bench.reader())
+    monkeypatch.setattr(course, "KEEP_EVERY", 0.0)
+    replay = stage.begin()
+    assert list(replay.steps()) == [Step(TARGET, 1)]
+    bench.admin.execute("update outbox.operation set lease_until = now()")
+    # When, then: others see that somebody is at it
+    waits = replay.applied()
+    assert next(waits).waits
+    [row] = operation.find(stage.conn, kind="replay")
+    assert row["runs"]
+
+
+def test_replay_holds_no_snapshot_for_long(stage: Stage, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given: time is always up after a chunk, and a chunk is one intent
+    monkeypatch.setattr(course, "LEG", 0.0)
+    monkeypatch.setattr(course, "CHUNK", 1)
+    for n in range(4):
+        emit(bench, "put", f"k{n}", n)
+    bench.drain(bench.reader())
+    replay = stage.begin()
+    # When it goes on
+    began = set()
+    for _ in replay.steps():
+        row = bench.admin.execute(
+            "select xact_start from pg_stat_activity where pid = %s", (stage.stream.info.backend_pid,)
+        ).fetchone()
+        assert row is not None
+        began.add(row[0])
+    # Then each chunk was read in a transaction of its own, and nothing came twice
+    assert len(began - {None}) == 4
+    assert [key for key, _ in stage.again()] == ["k0", "k1", "k2", "k3"]
+
+
 def test_replay_waits_until_it_is_applied(stage: Stage, bench: Bench) -> None:
     emit(bench, "put", "k")
     reader = bench.reader()
@@ -340,10 +376,92 @@ def test_replay_uses_nothing_of_an_archive_that_was_damaged(stage: Stage, bench:
         stage.plan(archive=str(tmp_path))
 
 
-@pytest.mark.parametrize("target", ["saga", "clock", "nobody"])
+@pytest.mark.parametrize("target", ["saga", "clock", "nobody", "actor.default"])
 def test_replay_refuses_participants_that_are_not_repeated(stage: Stage, target: str) -> None:
-    with pytest.raises(NotReady, match=r"never repeated|no participant 'nobody'"):
+    stage.bench.admin.execute("select outbox.register('actor.default')")
+    with pytest.raises(NotReady, match=r"never repeated|no participant 'nobody' is registered: choose among .*sink"):
         Choice(targets=(target,)).participants(stage.conn)
+
+
+def test_replay_never_sends_a_message_to_an_actor_again(stage: Stage, bench: Bench) -> None:
+    # Given a queue of actors with a message
+    bench.admin.execute("select outbox.register('actor.default')")
+    bench.admin.execute("select outbox.emit('actor.default', 'send', 'm', '{}')")
+    bench.clock.step()
+    # When everything is replayed, events too, then it is not among what is repeated
+    choice = Choice(events=True)
+    assert "actor.default" not in choice.participants(stage.conn)
+    # ... and the server refuses it from whoever asks
+    begun = operation.begin(stage.conn, "replay", {})
+    number = bench.admin.execute("select max(id) from outbox.log").fetchone()
+    assert number is not None
+    with pytest.raises(NotReady, match=r"'actor\.default' are not repeated"):
+        repetition.append(stage.conn, begun, "actor.default", [repetition.Again(number[0], None)])
+
+
+def test_replay_takes_the_nearest_ticks_when_one_was_thinned(stage: Stage, bench: Bench) -> None:
+    # Given: a tick that somebody noted, and that was thinned since; ticks with an intent each around it
+    marks = []
+    for n in range(4):
+        emit(bench, "put", f"k{n}", n)
+        bench.clock.step()
+        marks.append(tick.latest(bench.conn).id)
+    bench.admin.execute("delete from outbox.tick where id in (%s, %s)", marks[1:3])
+    # When, then: nothing after it is missed, nor anything up to it
+    assert stage.replay(after_tick=marks[1]) == {"again": 3, "left_out": {}}
+    assert [key for key, _ in stage.again()] == ["k1", "k2", "k3"]
+    assert stage.plan(upto_tick=marks[1])["put", "again"] == 4
+    assert stage.plan(upto_tick=marks[0])["put", "again"] == 1
+
+
+def test_replay_says_what_to_choose_by_when_a_tick_or_a_time_can_not_be(stage: Stage, bench: Bench) -> None:
+    history(bench)
+    bench.clock.step()
+    newest = tick.latest(bench.conn).id
+    bench.admin.execute("update outbox.horizon set tick = %s", (newest - 1,))
+    now = dt.datetime(2026, 11, 30, 12, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=30)))
+    for more, says in (
+        ({"after_tick": newest + 1}, f"tick {newest + 1} was not taken yet, the newest is {newest}"),
+        ({"after_tick": newest - 2}, "is older than the log goes back .*choose by time"),
+        ({"upto_tick": newest - 2}, "is older than the log goes back .*choose by time"),
+        ({"after_tick": newest, "upto_tick": newest - 1}, "nothing lies between"),
+        ({"begin": now, "end": now.astimezone(dt.UTC)}, r"nothing is from 2026-11-30 12:00:00\+0530 on and before "),
+        ({"begin": dt.timedelta(hours=1), "end": dt.timedelta(hours=2)}, "exchange the two"),
+    ):
+        with pytest.raises(NotReady, match=says):
+            stage.plan(**more)
+
+
+def test_replay_counts_a_span_back_from_when_it_began(stage: Stage, bench: Bench) -> None:
+    # Given: something old, and something new
+    emit(bench, "put", "old")
+    bench.admin.execute("alter table outbox.log disable trigger log_append_only")
+    bench.admin.execute("update outbox.log set created_at = now() - interval '3 h'")
+    bench.admin.execute("alter table outbox.log enable trigger log_append_only")
+    emit(bench, "put", "new")
+    # When, then
+    assert stage.plan(begin=dt.timedelta(hours=2))["put", "again"] == 1
+    assert stage.plan(end=dt.timedelta(hours=2))["put", "again"] == 1
+    # ... and one that is taken up hours later is about the same
+    replay = stage.begin(begin=dt.timedelta(hours=4))
+    with bench.admin.transaction():
+        stage.conn.execute("select set_config('outbox.fake_now', (now() + interval '2 h')::text, false)")
+    for _ in replay.steps():
+        pass
+    assert [key for key, _ in stage.again()] == ["new", "old"]
+
+
+def test_replay_plans_only_what_was_set_aside_when_that_is_asked_for(stage: Stage, bench: Bench) -> None:
+    # Given: something that was changed, and an event and a put that were set aside
+    history(bench)
+    bench.sink.fate |= {"event": POISON, "put": POISON}
+    event, put = emit(bench, "touch", "event"), emit(bench, "put", "put")
+    bench.drain(bench.reader())
+    stage.conn.execute("select outbox.decide('skip', %s)", ([event, put],))
+    # When, then: nothing is said of what was applied; and of the event, that it can't be repeated so
+    assert stage.plan(parked=("poison",)) == {}
+    assert stage.plan(parked=("skipped",), events=True) == {("put", "anew"): 1, ("touch", "once"): 1}
+    assert stage.replay(parked=("skipped",), events=True) == {"again": 1, "left_out": {}}
 
 
 def test_replay_choice_is_the_same_after_it_was_stored() -> None:
@@ -352,6 +470,8 @@ def test_replay_choice_is_the_same_after_it_was_stored() -> None:
         parked=("poison",), events=True,
     )  # fmt: skip
     assert Choice.read(json.loads(json.dumps(choice.request()))) == choice
+    ago = Choice(begin=dt.timedelta(hours=2), end=dt.timedelta(minutes=1.5))
+    assert Choice.read(json.loads(json.dumps(ago.request()))) == ago
     assert Choice().request() == {}
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox import Outbox, Settings
 from outbox.blob import BlobStore
 from outbox.cli import main
+from outbox.errors import IntentRefused
 from outbox.failpoint import NAMES
 from outbox.participant import Item
 from outbox.replay.resent import NAMES as NAMED
@@ -38,7 +39,9 @@ class Operator:
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "outbox", *words], env=self.environment | more, text=True,
+            # What a shell's background job starts has inherited that it can't be interrupted.
+            ["env", "--default-signal=INT", sys.executable, "-m", "outbox", *words],
+            env=self.environment | more, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -216,6 +219,21 @@ def test_replay_i3_i11_repeats_each_intent_once_when_killed_there(site: Site, op
     assert len(site.documents()) == len(intents)
 
 
+def test_replay_of_a_span_goes_on_when_the_same_is_asked_for_later(site: Site, operate: Operator) -> None:
+    # Given: a replay of what was written in the last hours, killed in the middle
+    intents = fill(site)
+    words = ("replay", "index", "--from", "3h", "--to", "0s", "--yes", "--rate", "5")
+    operate.run(*words, status=-signal.SIGKILL, OUTBOX_FAILPOINT="replay.saved")
+    assert 0 < len(operate.repeated()) < len(intents)
+    # When the same is asked for once it is later, by seconds of any clock
+    began = site.one("select date_trunc('second', clock_timestamp())")
+    until(lambda: site.one("select date_trunc('second', clock_timestamp())") > began, "it is later")
+    _, err = operate.run(*words)
+    # Then it goes on
+    assert "was asked for the same and has not ended: it goes on" in err
+    assert operate.repeated() == intents
+
+
 def test_replay_failpoints_are_all_swept() -> None:
     assert [name for name in NAMES if name.startswith("replay.")] == POINTS
 
@@ -297,6 +315,8 @@ def test_replay_does_nothing_when_nothing_fits(site: Site, operate: Operator) ->
         (["--rate", "0"], "is not a rate"),
         (["--parked", "retry"], "invalid choice"),
         (["--saga", "x"], "invalid UUID value"),
+        (["--after-tick", "0"], "'0' is not an id"),
+        (["--key-prefix", ""], "no key is empty"),
     ],
 )
 def test_replay_refuses_what_makes_no_sense(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +330,13 @@ def test_replay_needs_an_operator(site: Site, operate: Operator, worker_url: str
     operate.environment["OUTBOX_DATABASE"] = worker_url
     _, err = operate.run("replay", "--yes", status=1)
     assert "may not repeat intents: use a member of outbox_operator" in err
+    assert operate.json("operations", "list") == []
+    # ... an application is told what it lacks, too
+    operate.environment["OUTBOX_DATABASE"] = worker_url.replace("outbox_worker@", "app@")
+    for words in (["replay"], ["adopt"], ["retention", "--age", "1d", "--archive", "none"], ["operations", "list"]):
+        _, err = operate.run(*words, status=1)
+        assert "permission denied" in err
+        assert "that is a member of outbox_operator (GRANT outbox_operator TO …)" in err
     # ... who may not write into the log in any other way
     with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
         url = operate.site.environment["OUTBOX_DATABASE"].replace("outbox_worker@", "outbox_operator@")
@@ -326,3 +353,45 @@ def test_replay_is_a_command_of_its_own_too(site: Site, operate: Operator) -> No
         [command, "--dry-run", "--json"], env=operate.environment, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["plan"]["lines"] == []
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Photo(Base):
+    __tablename__ = "photo"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Portrait(Photo):
+    pass
+
+
+def test_replay_finds_what_is_about_a_mapped_class_by_its_name(
+    site: Site, operate: Operator, app: tuple[sessionmaker[Any], Outbox]
+) -> None:
+    # Given: documents and a blob of one class, a document of another one, and of none
+    sessions, outbox = app
+    with sessions.begin() as session:
+        with outbox.about(session, Photo(id=1)):
+            outbox.index.put(session, "p1", text="of a photo")
+            digest = outbox.blobs.put(session, b"of a photo").digest
+            with outbox.about(session, Portrait):
+                outbox.index.put(session, "p2", text="of a portrait")
+            outbox.emit(session, "index", "put", "p3", {"text": "of a photo"}, headers={"traceparent": "00-1"})
+        outbox.index.put(session, "p4", text="of none")
+        outbox.index.put(session, "Photo/5", text="of a photo by its key")
+        with pytest.raises(IntentRefused, match="int is not a mapped class"), outbox.about(session, 3):
+            pass
+    headers = "select headers from outbox.log where key = 'p3'"
+    assert site.one(headers) == {"traceparent": "00-1", "model": "Photo"}
+    drain(site)
+    # When, then
+    counts = operate.json("replay", "--model", "Photo", "--dry-run")["plan"]["lines"]
+    assert {line["target"]: line["intents"] for line in counts} == {"index": 3, "blob": 1}
+    operate.run("replay", "--model", "Photo", "--yes")
+    again = "select key from outbox.log where headers ? 'replay' and headers ->> 'model' = 'Photo'"
+    assert {row[0] for row in site.admin.execute(again)} == {digest, "p1", "p3"}
+    assert len(operate.repeated()) == 4
+    assert operate.json("replay", "--model", "Portrait", "--yes")["again"] == 1

@@ -79,7 +79,7 @@ def test_status_warns_when_a_saga_is_stuck(rig: Rig) -> None:
     stuck(rig)
     found = status.read(rig.admin)
     assert [(one["state"], one["count"]) for one in found.sagas] == [("stuck", 1)]
-    assert "1 sagas are stuck: see `outbox saga list --in stuck`" in found.warnings()
+    assert "1 saga is stuck: see `outbox saga list --in stuck`" in found.warnings()
     assert "open sagas" in render(found)
 
 

@@ -101,7 +101,7 @@ def test_scrub_command_tells_repairs_and_is_content_in_the_end(depot: Depot) -> 
     # Agreed to, it does
     done = depot.run("--repair", "--yes")
     assert done.returncode == 0, done.stderr
-    assert "1 intents were written that repair index" in done.stdout
+    assert "1 intent was written to repair index" in done.stdout
     depot.drain()
     assert depot.run().returncode == 0
     assert depot.store.verify(digests[3])
@@ -315,7 +315,7 @@ def test_scrub_runs_by_its_schedule_and_stops_when_it_is_told_to(depot: Depot) -
     status = subprocess.run(
         [sys.executable, "-m", "outbox", "status"], env=depot.environment, capture_output=True, text=True, check=True
     )
-    assert "! the last scrub of index left 1 findings" in status.stdout
+    assert "! the last scrub of index left 1 finding:" in status.stdout
     assert "overdue" not in status.stdout
     # ... and when the next ones don't come, it says so
     depot.site.admin.execute("update outbox.operation set started_at = started_at - interval '3 hours'")

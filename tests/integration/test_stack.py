@@ -30,7 +30,7 @@ from workers.supervisor import SERVERS, Unanswered
 pytestmark = pytest.mark.slow
 
 #: What runs where no actors are configured.
-WORKERS = tuple(name for name in supervisor.WORKERS if name != "actors")
+WORKERS = tuple(name for name in supervisor.WORKERS if name not in ("actors", "relay"))
 
 UP = [sys.executable, "-P", "-m", "outbox", "up", "--state"]
 

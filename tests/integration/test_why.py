@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox import decision, whereabouts
+from outbox import decision, operation, repetition, whereabouts
 from outbox.cli import main
 from outbox.errors import NotReady
 from outbox.participant import Outcome, Verdict
@@ -118,7 +118,7 @@ def test_why_behind_says_how_far_and_who_drains(bench: Bench, reader: psycopg.Co
     worker.step()
     found = why(reader, ids[3])
     assert found.state == "behind"
-    assert "1 intents are before it" in found.says
+    assert "1 intent is before it" in found.says
     assert "drains it (epoch 1)" in found.says
     assert why(reader, ids[1]).state == "applied"
     worker.lane.show(bench.conn, "waiting", "the disk is full")
@@ -155,7 +155,7 @@ def test_why_applied_says_when_and_with_which_receipt(bench: Bench, reader: psyc
     found = why(reader, number)
     assert (found.state, found.command) == ("applied", None)
     assert "lane sink/0 has passed it" in found.says
-    assert "Its receipt is closed, after 1 attempts" in found.says
+    assert "Its receipt is closed, after 1 attempt." in found.says
     assert found.lane is not None
     assert found.lane["passed_at"] is not None
 
@@ -252,6 +252,29 @@ def test_why_prints_text_and_json_without_the_payload(
     assert "SECRET" not in printed
     assert main(["why", "999999"]) == 0
     assert "undrawn" in capsys.readouterr().out
+
+
+def test_why_tells_of_repetitions(bench: Bench, reader: psycopg.Connection[Any], operator_url: str) -> None:
+    # Given an intent that was repeated twice, and another one of its key
+    number, other = bench.emit("k", 1), bench.emit("k", 2)
+    with psycopg.connect(operator_url, autocommit=True) as conn:
+        begun = operation.begin(conn, "replay", {})
+        _, [first] = repetition.append(conn, begun, "sink", [repetition.Again(number, 0)])
+        _, [second] = repetition.append(conn, begun, "sink", [repetition.Again(number, 0)])
+        begun.end(conn)
+    bench.drain(bench.reader())
+    # Then each says so
+    found = why(reader, number)
+    assert f"It was repeated 2 times, last by intent {second} for operation {begun.id}." in found.says
+    assert [row["id"] for row in found.repeated] == [second, first]
+    assert f"It repeats intent {number} for operation {begun.id}" in why(reader, first).says
+    assert "repeat" not in why(reader, other).says
+    # ... and headers that only look like it harm nothing
+    bench.admin.execute(
+        "insert into outbox.log (target, action, key, payload, headers) values ('sink', 'put', 'k', '{}', %s)",
+        (json.dumps({"replay": {"of": number, "operation": "x"}}),),
+    )
+    assert "It was repeated 3 times" in why(reader, number).says
 
 
 def test_why_says_which_role_is_missing(bench: Bench, app_url: str) -> None:

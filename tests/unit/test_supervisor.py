@@ -109,11 +109,12 @@ def test_production_has_a_program_for_each_lane_when_told_so(
     file = tmp_path / "supervisord.conf"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
     programs = read(file)
-    assert set(programs) == {"socket", "clock", "index-0", "index-1", "blob", "mail", "saga", "actors", "scrub"}
+    workers = {"clock", "index-0", "index-1", "blob", "mail", "saga", "actors", "relay"}
+    assert set(programs) == {"socket", *workers, "scrub"}
     assert programs["index-1"]["argv"] == ["outbox", "work", "index", "--lane", "1"]
 
 
-@pytest.mark.parametrize("lanes", ["index", "clock=2", "other=2", "index=two"])
+@pytest.mark.parametrize("lanes", ["index", "clock=2", "relay=2", "other=2", "index=two"])
 def test_production_refuses_lanes_of_what_it_does_not_run(lanes: str) -> None:
     with pytest.raises(SystemExit) as wrong:
         main(["supervisor-config", "--lanes", lanes])

@@ -8,13 +8,23 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from outbox.actor.delivered import Delivered
 
 AHEAD_MOST = 512
 """Messages that are claimed before a thread is free for them, at most. What is claimed when its worker dies is tried
 again with care, few at a time."""
+
+AHEAD = 0.05
+"""Seconds of work that are claimed before a thread is free for it: longer than a claim takes, which waits for the
+disk."""
+
+WORTH = 0.25
+"""Share of what is claimed ahead from which on it is worth to claim more."""
+
+COUNT_OVER = 0.01
+"""Seconds over which it is counted how fast the threads are, at least."""
 
 BUSY_AFTER = 2.0
 """Seconds without an acknowledgement, with all hands full, after which a consumer counts as busy."""
@@ -32,9 +42,10 @@ class Channel:
         #: Messages that dramatiq has and has not given back.
         self._out = 0
         self._open = True
-        #: Messages given back since the last look at `appetite`.
+        #: Messages given back since `_counted`, and how many it were per second before that.
         self._finished = 0
-        self._moved = time.monotonic()
+        self._rate = 0.0
+        self._counted = self._moved = time.monotonic()
 
     def begin(self, prefetch: int) -> None:
         """A consumer takes messages, up to so many at a time."""
@@ -81,6 +92,14 @@ class Channel:
             heapq.heapify(stay)
         return [entry[2] for entry in gone]
 
+    def drop(self, ids: Collection[int]) -> list[Delivered]:
+        """Take those back of these that nobody has begun."""
+        with self._changed:
+            gone = [entry for entry in self._ready if entry[2].id in ids]
+            self._ready = [entry for entry in self._ready if entry[2].id not in ids]
+            heapq.heapify(self._ready)
+        return [entry[2] for entry in gone]
+
     def shut(self) -> None:
         """Give nothing out any more, until `begin`."""
         with self._changed:
@@ -96,13 +115,25 @@ class Channel:
         return self._out
 
     def appetite(self) -> int:
-        """How many more to claim: what the threads can take, and as many as they have finished lately."""
+        """How many more to claim: what the threads can take, and what they do in `AHEAD` seconds.
+
+        None as long as it would be few: a claim is some round trips and a write, and has to be worth it.
+        """
         with self._changed:
-            if self._finished:
-                self._moved = time.monotonic()
-            ahead = min(AHEAD_MOST, max(self._prefetch, 2 * self._finished))
-            self._finished = 0
-            return self._prefetch + ahead - self._out - len(self._ready) if self._open else 0
+            self._count()
+            ahead = max(self._prefetch, min(AHEAD_MOST, round(self._rate * AHEAD)))
+            more = self._prefetch + ahead - self._out - len(self._ready) if self._open else 0
+            return more if more >= ahead * WORTH else 0
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if self._finished:
+            self._moved = now
+        if (took := now - self._counted) >= COUNT_OVER:
+            # They may have been as fast as we were: what is faster counts at once.
+            rate = self._finished / took
+            self._rate = max(rate, (rate + self._rate) / 2)
+            self._finished, self._counted = 0, now
 
     def busy(self) -> bool:
         """Whether all hands have been full for a while."""

@@ -30,6 +30,8 @@ class Said(Enum):
     DEAD = "dead"
     #: Not begun: it goes back.
     BACK = "back"
+    #: Not begun, because it is over its rate limit: it is parked until its time comes.
+    WAIT = "wait"
 
 
 class Consumer(dramatiq.Consumer):
@@ -55,7 +57,9 @@ class Consumer(dramatiq.Consumer):
     def ack(self, message: MessageProxy) -> None:
         """It was run; perhaps it failed, and is to be run again."""
         assert isinstance(message, Delivered)  # noqa: S101 - what was given out comes back
-        if message.done:
+        if message.wait is not None:
+            self._settle(message, Said.WAIT)
+        elif message.done:
             # Its actor has acknowledged it, with what it wrote; whatever came after that can't take it back.
             self._settle(message, Said.DONE)
         elif message.retry is not None:

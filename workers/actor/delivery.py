@@ -21,27 +21,25 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from itertools import groupby
 from uuid import uuid4
 
 import psycopg
 
-from outbox import era, tick
-from outbox.actor import queue
+from outbox import tick
 from outbox.actor.broker import OutboxBroker
-from outbox.actor.delivered import Delivered, Hold
+from outbox.actor.delivered import Delivered
 from outbox.database import Connection, connect, reason
-from outbox.errors import Fenced, OutboxError
+from outbox.errors import OutboxError
 from outbox.failpoint import hit
-from outbox.lane import now
 from outbox.retry import OUTAGE
-from workers.actor import retries, share
+from workers.actor import glance, retries, share
 from workers.actor.channel import Channel
 from workers.actor.consumer import Consumer, Said
-from workers.actor.holding import Holding
+from workers.actor.estate import NEVER, Estate
 from workers.actor.intake import Intake
 from workers.actor.keeper import Keeper
 from workers.actor.ledger import Ledger, Settled
+from workers.actor.quarantine import Quarantine, Step
 from workers.tenure import lost, patience
 
 logger = logging.getLogger("outbox.actor")
@@ -54,8 +52,6 @@ WRITE_EVERY = 0.005
 
 CLOSE_WITHIN = 10.0
 """Seconds to write everything down at the end. After that, the leases run out."""
-
-NEVER = -60.0
 
 
 class Delivery:
@@ -72,20 +68,19 @@ class Delivery:
         self.owner = uuid4()
         self._process = os.getpid()
         self._channels: dict[str, Channel] = {}
-        self._holdings: dict[tuple[str, int], Holding] = {}
         self._settled: deque[Settled] = deque()
-        #: Claimed with the next write, and handed out after it.
-        self._claimed: list[Delivered] = []
-        #: Everything that is claimed and not settled.
-        self._out: dict[int, Delivered] = {}
-        self._declared: set[str] = set()
         self._newest: tick.Tick | None = None
         self._stopping = self._woken = False
-        self._shared_at = self._retried_at = self._wrote_at = NEVER
+        self._retried_at = self._wrote_at = NEVER
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._keeper = Keeper(self._url, self.owner, self._ttl, lambda: [h.lane for h in list(self._holdings.values())])
+        self._keeper = Keeper(self._url, self.owner, self._ttl, lambda: self._estate.lanes)
         self._ledger = Ledger(self.owner)
         self._intake = Intake(self._broker, self.owner, self._ledger, self._keeper)
+        self._estate = Estate(
+            self.owner, self._ttl, self._broker.lanes,
+            state=self._broker.worker_settings.state, channels=self._channels, keeper=self._keeper, ledger=self._ledger,
+        )  # fmt: skip
+        self._quarantine = Quarantine()
         self._thread: threading.Thread | None = None
 
     # ------------------------------------------------------------------------------- dramatiq's threads
@@ -97,7 +92,7 @@ class Delivery:
                 self._reset()
             channel = self._channels.setdefault(target, Channel(name, target))
             channel.begin(prefetch)
-            self._shared_at = NEVER
+            self._estate.look_again()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="actor delivery", daemon=True)
                 self._thread.start()
@@ -118,15 +113,12 @@ class Delivery:
         """The process is about to end: others have the lanes; what is running is finished here."""
         for channel in list(self._channels.values()):
             channel.shut()
-        self._shared_at = NEVER
+        self._estate.look_again()
         self._wake()
 
     def doubt(self, target: str) -> None:
         """Somebody may have taken a queue's lanes away: nothing of them is begun before that is known."""
-        for holding in list(self._holdings.values()):
-            if holding.lane.target == target:
-                holding.lane.deadline = 0.0
-        self._shared_at = NEVER
+        self._estate.doubt(target)
         self._wake()
 
     def _close(self, channel: Channel) -> None:
@@ -135,7 +127,7 @@ class Delivery:
         Not while messages are out: dramatiq makes another consumer after an error, and gives them back to that one.
         """
         channel.shut()
-        self._shared_at = NEVER
+        self._estate.look_again()
         with self._lock:
             channels = list(self._channels.values())
             if self._thread is None or any(one.is_open or one.out for one in channels):
@@ -168,45 +160,49 @@ class Delivery:
             except Exception:
                 # Nobody else brings messages: begin anew, from what is written down.
                 logger.exception("actors: the delivery failed, and begins anew")
-                self._forget()
+                self._estate.forget()
             failures += 1
             time.sleep(OUTAGE.wait(failures))
 
-    def _forget(self) -> None:
-        for holding in list(self._holdings.values()):
-            self._lose(holding)
-        self._claimed.clear()
-
     def _serve(self, conn: Connection) -> None:
+        self._newest = None
+        self._estate.recover(conn)
+        # What was to be written when the connection was lost, before anything else is read or taken.
+        self._write(conn, at_once=True)
         while not self._stopping:
             self._woken = False
             with suppress(BlockingIOError):
                 os.read(self._pipe[0], 4096)
             self._take_settled()
-            self._share(conn)
+            if self._estate.share(conn):
+                # A lane that was just claimed may be further than the tick that we know.
+                self._newest = None
+                if self._estate.look_around(conn):
+                    self._retried_at = NEVER
             hunger = {target: channel.appetite() for target, channel in list(self._channels.items())}
             self._retry(conn, hunger)
+            if self._quarantine.closed:
+                hunger = {}
             more = self._read(conn, hunger)
             self._write(conn)
-            if not more:
+            if not more and not (self._retried_at == NEVER and self._estate.holdings):
                 self._wait(conn)
         self._take_settled()
-        for holding in list(self._holdings.values()):
-            self._give_back(conn, holding)
+        for holding in self._estate.holdings:
+            self._estate.give_back(conn, holding)
         for channel in self._channels.values():
-            for message in channel.withdraw():
-                self._ledger.settle(Settled(message, Said.BACK), None)
+            self._estate.return_parked(channel)
         self._write(conn)
         share.leave(conn, self.owner, list(self._channels))
 
     def _wait(self, conn: Connection) -> None:
         """Until there may be something to do: a tick, something given back, a time."""
-        if list(conn.notifies(timeout=0)):
+        if self._heard(conn):
             # Came with the answer to some statement: there is nothing more to wait for.
             self._newest = None
             return
         pause = POLL if conn.pooled else retries.EVERY
-        waits_for_write = not self._ledger.nothing(list(self._holdings.values()))
+        waits_for_write = not self._ledger.nothing(self._estate.holdings)
         if waits_for_write or self._settled:
             # Acknowledgements come one by one: a few milliseconds' worth are written together.
             pause = min(pause, self._wrote_at + WRITE_EVERY - time.monotonic())
@@ -214,181 +210,127 @@ class Delivery:
                 _readable(pause, conn.fileno())
         else:
             _readable(pause, conn.fileno(), self._pipe[0])
-        notices = list(conn.notifies(timeout=0))
-        if notices or conn.pooled or pause == retries.EVERY:
+        if self._heard(conn) or conn.pooled or pause == retries.EVERY:
             self._newest = None
+
+    def _heard(self, conn: Connection) -> bool:
+        """Whether anything was notified: a tick, or that an operator has decided about something parked."""
+        notices = list(conn.notifies(timeout=0))
+        if any(notice.payload == "decided" for notice in notices):
+            self._estate.look_again()
+        return bool(notices)
 
     def _take_settled(self) -> None:
         while self._settled:
             one = self._settled.popleft()
-            message, hold = one.message, one.message.hold
-            self._out.pop(message.id, None)
-            holding = None
-            if hold.holder is None:
-                holding = self._holdings.get((hold.target, hold.lane))
-                if holding is not None and holding.lane.epoch != hold.epoch:
-                    holding = None
-            channel = self._channels[hold.target]
-            if one.said is Said.BACK and channel.is_open and (holding or hold.holder):
-                # Another consumer of this process has taken the place of the one that gave it back.
-                self._out[message.id] = message
-                channel.put([message])
-                continue
-            self._ledger.settle(one, holding)
+            message = one.message
+            if self._estate.out.get(message.id) is message:
+                del self._estate.out[message.id]
+            holding = self._estate.source(message)
+            if message.stale:
+                # It looked as if it was in other hands, and nobody has begun it: that may have been wrong.
+                message.stale, one = False, Settled(message, Said.BACK)
+            if one.said is Said.BACK and holding is not None:
+                # For another consumer of this process; or it goes with its lane.
+                self._estate.take(message.hold.target, [message])
+            else:
+                self._ledger.settle(one, holding)
 
     # --------------------------------------------------------------------------------------- messages
 
     def _retry(self, conn: Connection, hunger: dict[str, int]) -> None:
         """Take in hand what is parked and due."""
-        if not self._holdings or time.monotonic() - self._retried_at < retries.EVERY:
+        if not self._estate.holdings or time.monotonic() - self._retried_at < retries.EVERY:
             return
         self._retried_at = time.monotonic()
-        for target, deaths in retries.ready(conn, sorted({t for t, _ in self._holdings})).items():
-            if deaths[0] > 0:
-                # One that is done must not look as if it had been there when the next one kills this process.
-                self._write(conn, at_once=True)
-            holdings = [h for h in self._holdings.values() if h.lane.target == target]
-            suspects = sum(m.hold.target == target and m.deaths > 1 for m in self._out.values())
-            taken = retries.take(
-                conn, self.owner, holdings, limit=hunger[target], suspects=suspects, deaths=deaths
-            )  # fmt: skip
-            messages = self._intake.taken(conn, target, taken)
-            self._out.update((message.id, message) for message in messages)
-            hunger[target] -= len(messages)
-            self._channels[target].put(messages)
-            if taken:
-                self._retried_at = NEVER
+        due = retries.ready(conn, self._estate.holdings)
+        if any(one.once or one.often for one in due):
+            # One that is done must not look as if it had been there when the next one kills this process.
+            self._write(conn, at_once=True)
+        for target in [one.target for one in due if one.hopeless]:
+            retries.give_up(conn, self._estate.of(target))
+        if self._isolate(conn, next((one.target for one in due if one.often), None), hunger):
+            return
+        for target in [one.target for one in due if one.once]:
+            room = retries.SUSPECTS - self._suspects(target)
+            self._take(conn, target, hunger, min(room, hunger[target]), deaths=(1, 1))
+        for target in [one.target for one in due if one.plain]:
+            self._take(conn, target, hunger, hunger[target])
+
+    def _isolate(self, conn: Connection, target: str | None, hunger: dict[str, int]) -> bool:
+        """See to one of a queue that was in hand twice when its worker died. → whether nothing else is to be taken."""
+        estate, quarantine = self._estate, self._quarantine
+        in_hand = len(estate.out) + len(estate.claimed)
+        step = quarantine.step(wanted=target is not None, in_hand=in_hand, suspects=self._suspects(target))
+        if step is Step.JOIN and quarantine.message is not None:
+            retries.accompany(conn, self.owner, quarantine.message.id)
+            quarantine.end()
+        elif step in (Step.ALONE, Step.AMONG) and target is not None and hunger[target] > 0:
+            deaths = (retries.DEATHS - 1, retries.DEATHS_MOST - 1)
+            taken = self._take(conn, target, hunger, 1, deaths=deaths, alone=step is Step.ALONE)
+            if taken and step is Step.ALONE:
+                quarantine.begin(taken[0])
+        return quarantine.closed
+
+    def _suspects(self, target: str | None) -> int:
+        """How many are in hand of a queue that were there when a worker died."""
+        return sum(m.hold.target == target and m.deaths > 1 for m in self._estate.out.values())
+
+    def _take(
+        self,
+        conn: Connection,
+        target: str,
+        hunger: dict[str, int],
+        limit: int,
+        *,
+        deaths: tuple[int, int] = (0, 0),
+        alone: bool = False,
+    ) -> list[Delivered]:
+        """Take up to so many in hand that are due."""
+        holdings = self._estate.of(target)
+        look = retries.take(conn, self.owner, holdings, limit=limit, deaths=deaths, alone=alone)
+        messages = self._intake.taken(conn, target, look.taken)
+        hunger[target] -= len(messages)
+        self._estate.take(target, messages)
+        if look.more:
+            self._retried_at = NEVER
+        return messages
 
     def _read(self, conn: Connection, hunger: dict[str, int]) -> bool:
         """Read on in the lanes, as far as there are hands. → whether there may be more."""
-        if not self._holdings or not any(hunger.values()):
+        if not self._estate.holdings or not any(hunger.values()):
             return False
         if self._newest is None:
             self._newest = tick.latest(conn)
+        holdings = [holding for holding in self._estate.in_turn() if hunger.get(holding.lane.target, 0) > 0]
+        seen = glance.look(conn, holdings, self._newest, hunger)
         more = False
-        for holding in self._in_turn():
+        # Those first: `hunger` has room for them.
+        for holding in [*seen, *(holding for holding in holdings if holding not in seen)]:
             limit = hunger[holding.lane.target]
-            if limit <= 0:
+            if holding not in seen and limit <= 0:
                 continue
-            page = holding.read(conn, self._newest, limit)
-            messages = self._intake.page(conn, holding, page)
+            page = seen[holding] if holding in seen else holding.read(conn, self._newest, limit)
+            messages = self._intake.page(conn, holding, page, limit) if page else []
             hunger[holding.lane.target] -= len(messages)
-            self._claimed += messages
+            self._estate.claimed += messages
             more = more or bool(page)
         return more
 
-    def _in_turn(self) -> list[Holding]:
-        """The lanes, each time from another one on: a full one must not starve the others."""
-        holdings = list(self._holdings.items())
-        if holdings:
-            key, first = holdings[0]
-            del self._holdings[key]
-            self._holdings[key] = first
-        return [holding for _, holding in holdings]
-
     def _write(self, conn: Connection, *, at_once: bool = False) -> None:
         """Write down what is to be written, if it is time; then hand out what is claimed with it."""
-        holdings = list(self._holdings.values())
-        if self._ledger.nothing(holdings) and not self._claimed:
+        holdings, claimed = self._estate.holdings, bool(self._estate.claimed)
+        if self._ledger.nothing(holdings) and not claimed:
             return
-        if not self._claimed and not self._stopping and not at_once and time.monotonic() - self._wrote_at < WRITE_EVERY:
+        if not claimed and not self._stopping and not at_once and time.monotonic() - self._wrote_at < WRITE_EVERY:
             return
         for holding in self._ledger.write(conn, holdings):
-            self._lose(holding)
+            self._estate.lose(holding)
+        if self._ledger.turned:
+            self._retried_at = NEVER
         self._wrote_at = time.monotonic()
         hit("actor.claimed")
-        claimed, self._claimed = self._claimed, []
-        self._out.update((message.id, message) for message in claimed)
-        for target, messages in groupby(claimed, lambda message: message.hold.target):
-            self._channels[target].put(messages)
-
-    def _share(self, conn: Connection) -> None:
-        """Take part, and have the lanes that are ours."""
-        if time.monotonic() - self._shared_at < share.EVERY:
-            return
-        self._shared_at = time.monotonic()
-        channels = dict(self._channels)
-        for target in sorted(channels.keys() - self._declared):
-            queue.declare(conn, target, self._broker.lanes)
-            self._declared.add(target)
-        sent = now()
-        busy = {target: channel.busy() or not channel.is_open for target, channel in channels.items()}
-        attendants = share.attend(conn, self.owner, busy, self._ttl)
-        self._keeper.attended(sent)
-        self._check(conn)
-        seats = share.seats(conn, sorted(channels))
-        for target, channel in channels.items():
-            lanes = [seat for seat in seats if seat.target == target]
-            ours = [h for h in self._holdings.values() if h.lane.target == target]
-            us = [one for one in attendants if one.target == target]
-            due = share.fair(len(lanes), self.owner, us) if channel.is_open else 0
-            for holding in ours[due:]:
-                self._give_back(conn, holding)
-            for seat in lanes:
-                if len(ours) < due and (seat.target, seat.lane) not in self._holdings:
-                    ours += self._claim(conn, seat, channel)
-        if self._holdings:
-            retries.orphans(conn, list(self._holdings.values()))
-
-    def _check(self, conn: Connection) -> None:
-        for holding in list(self._holdings.values()):
-            try:
-                holding.lane.check(conn)
-            except Fenced as error:
-                logger.warning("%s", error)
-                self._lose(holding)
-
-    def _claim(self, conn: Connection, seat: share.Seat, channel: Channel) -> list[Holding]:
-        lane = share.take(conn, seat, self.owner, self._ttl)
-        if lane is None:
-            return []
-        holding = Holding(lane, channel)
-        try:
-            era.check(conn)
-            holding.begin(conn)
-        except Fenced:
-            return []
-        except OutboxError as error:
-            logger.error("%s: stopped: %s", lane, error)  # noqa: TRY400 - the sentence is enough
-            lane.show(conn, "stopped", str(error))
-            lane.release(conn)
-            return []
-        self._holdings[seat.target, seat.lane] = holding
-        self._newest = None
-        logger.info("%s: claimed, epoch %d", lane, lane.epoch)
-        return [holding]
-
-    def _give_back(self, conn: Connection, holding: Holding) -> None:
-        """Release a lane. What is running gets rows of its own, and the rest is left open for the next owner."""
-        lane = holding.lane
-        for message in holding.channel.withdraw(lane.lane):
-            self._out.pop(message.id, None)
-        self._claimed = [m for m in self._claimed if m.mine != holding.mine]
-        for lost_one in self._ledger.write(conn, list(self._holdings.values())):
-            self._lose(lost_one)
-        if holding.lost:
-            return
-        running = [m for m in self._out.values() if m.mine == holding.mine]
-        try:
-            aside = self._ledger.release(conn, holding, running)
-        except Fenced as error:
-            logger.warning("%s", error)
-            aside = []
-        for message in aside:
-            message.hold = Hold(lane.target, lane.lane, 0, self.owner)
-            message.attempts = message.deaths = 1
-            message.mine = self._keeper.attends
-        self._lose(holding)
-        logger.info("%s: given back", lane)
-
-    def _lose(self, holding: Holding) -> None:
-        """The lane is another's, or nobody's: its messages are not ours any more."""
-        holding.lost = True
-        self._holdings.pop((holding.lane.target, holding.lane.lane), None)
-        for message in holding.channel.withdraw(holding.lane.lane):
-            self._out.pop(message.id, None)
-        self._claimed = [m for m in self._claimed if m.mine != holding.mine]
-        self._shared_at = NEVER
+        self._estate.hand_out()
 
 
 def _readable(seconds: float, *files: int) -> None:

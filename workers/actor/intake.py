@@ -14,6 +14,7 @@ import dramatiq
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered, Hold
 from outbox.actor.letter import message_of
+from outbox.actor.turn import turn_in
 from outbox.database import Connection
 from outbox.errors import Permanent
 from outbox.intent import Intent
@@ -40,25 +41,35 @@ class Intake:
         self._ledger = ledger
         self._keeper = keeper
 
-    def page(self, conn: Connection, holding: Holding, page: Sequence[Intent]) -> list[Delivered]:
-        """What is to be run of a page that was just read; the rest is for the next write."""
+    def page(self, conn: Connection, holding: Holding, page: Sequence[Intent], limit: int) -> list[Delivered]:
+        """What is to be run of a page that was just read, at most `limit`; the rest is for the next write, or is read
+        again."""
         void = report.void(conn, steps) if (steps := [i.id for i in page if i.saga is not None]) else {}
         lane = holding.lane
         hold = Hold(lane.target, lane.lane, lane.epoch, None)
-        made = []
+        holding.line.look(conn, lane.target, page)
+        made: list[Delivered] = []
+        count = 0
         for intent in page:
+            count += 1
+            turn = turn_in(intent)
             if intent.id in void:
                 if not void[intent.id]:
                     holding.reports.append(Report(intent.id, "void"))
             elif intent.due is not None:
                 holding.parkings.append(Parking(intent.id, "due"))
+            elif turn is not None and not holding.line.admit(turn, intent.id):
+                holding.parkings.append(Parking(intent.id, "blocked"))
             else:
                 holding.open.add(intent.id)
                 message = self._message(intent, Taken(intent, 0, 0, None), hold, holding)
                 if message is not None:
                     message.mine = holding.mine
                     made.append(message)
-        return made
+                    if len(made) == limit:
+                        break
+        holding.passed(page, count, len(made))
+        return self._in_time(conn, made, holding)
 
     def taken(self, conn: Connection, target: str, taken: Sequence[Taken]) -> list[Delivered]:
         """What is to be run of messages that were parked, and are ours now."""
@@ -69,11 +80,23 @@ class Intake:
         for one in taken:
             # One that was begun before may have had its effect: its saga has to know, and to undo it.
             if one.intent.id in void and one.attempts == 1 and one.deaths == 1:
-                self._ledger.withdraw(one.intent.id, told=void[one.intent.id])
+                self._ledger.withdraw(one.intent, told=void[one.intent.id])
             elif message := self._message(one.intent, one, hold, None):
                 message.mine = self._keeper.attends
                 made.append(message)
-        return made
+        return self._in_time(conn, made, None)
+
+    def _in_time(self, conn: Connection, messages: list[Delivered], holding: Holding | None) -> list[Delivered]:
+        """Those that are not over their rate limits, as far as that can be told before a thread is free. The others are
+        put back at once."""
+        waits = (
+            self._broker.rates.waits(conn, messages, self._broker.actors, begins=False) if self._broker.rates else {}
+        )
+        for message in messages:
+            if (wait := waits.get(message.id)) is not None:
+                message.wait = wait
+                self._ledger.settle(Settled(message, Said.WAIT), holding)
+        return [message for message in messages if message.wait is None]
 
     def _message(self, intent: Intent, taken: Taken, hold: Hold, holding: Holding | None) -> Delivered | None:
         try:
@@ -87,10 +110,12 @@ class Intake:
             hold=hold,
             priority=0 if actor is None else actor.priority,
             saga=intent.saga,
+            turn=turn_in(intent),
             attempts=taken.attempts,
             deaths=taken.deaths,
             kept=taken.options is not None,
         )
+        made.consumer = self._holder
         if wrong:
             self._ledger.settle(Settled(made, Said.DEAD, wrong), holding)
             return None

@@ -10,20 +10,22 @@ every part of it can be repeated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from outbox import parked, sql
 from outbox.actor.delivered import Delivered
+from outbox.actor.results import Result, store
 from outbox.database import Connection
 from outbox.errors import Fenced, IntentRefused
 from outbox.failpoint import hit
-from outbox.intent import payload_text
+from outbox.intent import Intent, payload_text
 from outbox.parked import ERROR_LIMIT, Parking
 from outbox.retry import Backoff
 from outbox.saga import report
 from outbox.saga.report import Report
+from workers.actor import line
 from workers.actor.consumer import Said
 from workers.actor.holding import Holding
 
@@ -31,6 +33,9 @@ logger = logging.getLogger("outbox.actor")
 
 BACKOFF = Backoff(first=1.0, limit=60.0)
 """For what dramatiq's middleware was to send again and couldn't."""
+
+OVER = "it is over its rate limit, and waits for its turn"
+"""What is shown of such a message."""
 
 _NOT_KEPT = ("eta", "traceback")
 """Options that an earlier try has left and the next one doesn't need. A traceback may quote arguments."""
@@ -67,6 +72,14 @@ class Ledger:
         self._kept: dict[int, str] = {}
         self._told: dict[int, Report] = {}
         self._forget: set[int] = set()
+        #: The keys of messages with rows of their own, who others may take the place of.
+        self._keys: dict[int, tuple[str, str]] = {}
+        #: Whether somebody has got his turn with what was written last.
+        self.turned = False
+        self._results: dict[int, Result] = {}
+        #: Of messages that their actors have acknowledged already, whoever has their lanes by now.
+        self._late: list[Result] = []
+        self._rings: list[str] = []
         #: Messages of lanes whose actor's own transaction may have committed after all.
         self._unsure: dict[int, Delivered] = {}
 
@@ -74,22 +87,33 @@ class Ledger:
         """Take down what became of a message. `holding`: the lane that it came from, or None if that is lost, or if it
         has a row of its own."""
         message = one.message
-        if message.stale or (one.said is Said.BACK and holding is not None):
+        if one.said is Said.BACK and holding is not None:
             return  # what was not begun stays open, for the next owner
         parking = self._parking(one)
         kept = parking if message.of_saga is False or one.said is not Said.DEAD else None  # else its saga's affair
         told = None if message.done else self._report(message, parking)
+        result = message.result if one.said in (Said.DONE, Said.DEAD) else None
+        if result is not None and message.done:
+            if message.result_stored:
+                self._rings.append(result.key)
+            else:
+                self._late.append(result)
+            result = None
         if message.hold.holder is not None:
             self._settle_own(one, kept, told)
         elif holding is not None:
             self._settle_lane(message, holding, kept, told)
         else:
             return
+        if result is not None:
+            (self._results if holding is None else holding.results)[message.id] = result
         if kept is not None and one.options is not None:
             self._keep(message, one.options)
 
     def _settle_lane(self, message: Delivered, holding: Holding, parking: Parking | None, told: Report | None) -> None:
         holding.open.discard(message.id)
+        if message.turn is not None:
+            holding.line.done(message.turn, message.id)
         holding.dirty = True
         if message.done:
             holding.forget.append(message.id)
@@ -102,10 +126,13 @@ class Ledger:
 
     def _settle_own(self, one: Settled, parking: Parking | None, told: Report | None) -> None:
         message = one.message
+        if message.turn is not None:
+            self._keys[message.id] = (message.hold.target, message.turn.key)
         if one.said is Said.BACK:
             self._rows.append(_Row(message.id, "retry", message.attempts - 1, message.deaths - 1))
         elif parking is not None:
-            self._rows.append(_Row(message.id, parking.reason, parking.attempts, 0, parking.wait, parking.error))
+            deaths = message.deaths - 1 if one.said is Said.WAIT else 0
+            self._rows.append(_Row(message.id, parking.reason, parking.attempts, deaths, parking.wait, parking.error))
         elif not message.done:  # its row is gone, if its actor has acknowledged it
             self._rows.append(_Row(message.id, None))
             self._forget.update([message.id] if message.kept else [])
@@ -118,6 +145,9 @@ class Ledger:
         attempts = max(1, message.attempts)
         if one.said is Said.DEAD:
             return Parking(message.id, "poison", attempts, error=one.error)
+        if one.said is Said.WAIT:
+            # As if it had never been taken.
+            return Parking(message.id, "retry", max(0, message.attempts - 1), message.wait or 0.0, OVER)
         if one.said is Said.RETRY:
             wait = BACKOFF.wait(attempts) if message.retry is None else message.retry
             return Parking(message.id, "retry", attempts, wait, one.error)
@@ -135,23 +165,33 @@ class Ledger:
         except IntentRefused:
             logger.warning("intent %d: what its options have become can't be kept: it goes on with the old", message.id)
 
-    def withdraw(self, number: int, *, told: bool) -> None:
+    def withdraw(self, intent: Intent, *, told: bool) -> None:
         """A message with a row of its own is recalled by its saga, and was never begun."""
+        number = intent.id
+        self._keys[number] = (intent.target, intent.key)
         self._rows.append(_Row(number, None))
         self._forget.add(number)
         if not told:
             self._told[number] = Report(number, "void")
 
+    @property
+    def rows(self) -> set[int]:
+        """Messages with rows of their own of which something is to be written."""
+        return {row.id for row in self._rows}
+
     # --------------------------------------------------------------------------------------- writing
 
     def nothing(self, holdings: Sequence[Holding]) -> bool:
         """Whether there is nothing to write."""
-        return not (self._rows or any(holding.to_write for holding in holdings))
+        rows = self._rows or self._keys or self._late or self._rings
+        return not (rows or any(holding.to_write for holding in holdings))
 
     def write(self, conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
         """Write everything down. → the lanes among `holdings` that turn out to have another owner."""
         changed = [holding for holding in holdings if holding.to_write]
-        plain = not (self._rows or self._unsure or any(h.parkings or h.reports or h.forget for h in changed))
+        more = self._rows or self._keys or self._unsure or self._late or self._rings
+        plain = not (more or any(h.parkings or h.reports or h.forget or h.results or h.line.changed for h in changed))
+        self.turned = False
         if plain:
             current = _positions(conn, changed)
         else:
@@ -161,12 +201,28 @@ class Ledger:
                 current = _positions(conn, changed)
                 self._lanes(conn, [holding for holding in changed if holding in current], done)
                 self._own(conn)
+                self.turned = line.turn(conn, self._next(holdings, current)) > 0
+                if self._late:
+                    store(conn, self._late)
+                if self._rings:
+                    conn.execute("select outbox.ring(%s)", (self._rings,))
                 hit("actor.recording")
         hit("actor.recorded")
         for holding in current:
             holding.wrote()
-        self._rows, self._kept, self._told, self._forget, self._unsure = [], {}, {}, set(), {}
+        self._rows, self._kept, self._told, self._forget, self._unsure, self._keys = [], {}, {}, set(), {}, {}
+        self._results, self._late, self._rings = {}, [], []
         return set(changed) - current
+
+    def _next(self, holdings: Sequence[Holding], current: set[Holding]) -> dict[tuple[str, str], int]:
+        """The keys of which somebody may have his turn now → how many are still in the hands of our lanes."""
+        keys = {
+            (target, key): sum(h.line.busy(key) for h in holdings if h.lane.target == target)
+            for target, key in self._keys.values()
+        }
+        for holding in current:
+            keys |= {(holding.lane.target, key): busy for key, busy in holding.line.next().items()}
+        return keys
 
     def _lanes(self, conn: Connection, holdings: Sequence[Holding], done: set[int]) -> None:
         """What goes with the positions of lanes."""
@@ -178,6 +234,8 @@ class Ledger:
         if forget:
             conn.execute(sql.load("actor_forget"), {"ids": sorted(forget)})
         report.send_of_actors(conn, [r for holding in holdings for r in holding.reports if r.id not in done])
+        if results := [r for holding in holdings for number, r in holding.results.items() if number not in done]:
+            store(conn, results)
 
     def _own(self, conn: Connection) -> None:
         """Messages with rows of their own: as far as they are still ours."""
@@ -200,6 +258,8 @@ class Ledger:
         if forget := sorted(self._forget & mine):
             conn.execute(sql.load("actor_forget"), {"ids": forget})
         report.send_of_actors(conn, [told for number, told in self._told.items() if number in mine])
+        if results := [result for number, result in self._results.items() if number in mine]:
+            store(conn, results)
 
     def _store(self, conn: Connection, ids: Sequence[int]) -> None:
         kept = {number: self._kept[number] for number in ids if number in self._kept}
@@ -212,12 +272,12 @@ class Ledger:
         What nobody has begun stays open, for the next owner. Raises `Fenced`.
         """
         lane = holding.lane
+        rest = holding.open.difference(message.id for message in running)
         with conn.transaction():
             # Holds the lane against actors that are just acknowledging, too.
             done = self._closed(conn, {(lane.target, lane.lane)}, [message.id for message in running])
             aside = [message for message in running if message.id not in done]
-            holding.open.difference_update(message.id for message in running)
-            if not _positions(conn, [holding]):
+            if not _positions(conn, [holding], rest):
                 raise Fenced(f"lane {lane} has a new owner (this one's epoch was {lane.epoch}): it stops")
             if aside:
                 conn.execute(sql.load("actor_aside"), {"ids": [m.id for m in aside], "holder": self._holder})
@@ -231,15 +291,13 @@ class Ledger:
     def _closed(conn: Connection, lanes: Iterable[tuple[str, int]], ids: Sequence[int]) -> set[int]:
         """Those that their actors have acknowledged. Waits for actors that are about to."""
         ordered = sorted(lanes)
-        rows = conn.execute(
-            sql.load("actor_closed"),
-            {"targets": [t for t, _ in ordered], "lanes": [n for _, n in ordered], "ids": list(ids)},
-        )
+        conn.execute(sql.load("actor_hold"), {"targets": [t for t, _ in ordered], "lanes": [n for _, n in ordered]})
+        rows = conn.execute(sql.load("actor_closed"), {"ids": list(ids)})
         return {row[0] for row in rows}
 
 
-def _positions(conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
-    """Append positions. → those whose epoch is current."""
+def _positions(conn: Connection, holdings: Sequence[Holding], opens: Collection[int] | None = None) -> set[Holding]:
+    """Append positions, of one lane with these `opens`. → those whose epoch is current."""
     if not holdings:
         return set()
     rows = conn.execute(
@@ -251,7 +309,7 @@ def _positions(conn: Connection, holdings: Sequence[Holding]) -> set[Holding]:
             "ticks": [h.position.tick for h in holdings],
             "uptos": [h.position.upto for h in holdings],
             "afters": [h.position.after for h in holdings],
-            "opens": ["{" + ",".join(map(str, sorted(h.open))) + "}" for h in holdings],
+            "opens": ["{" + ",".join(map(str, sorted(h.open if opens is None else opens))) + "}" for h in holdings],
         },
     ).fetchall()
     found = {(row[0], row[1]) for row in rows}

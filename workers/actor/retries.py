@@ -1,12 +1,12 @@
 """Retries: messages that are parked until their time comes, taken in hand again.
 
-Also those that were in hand when their worker died. Each of them may have killed it: they are tried a few at a time,
-then one at a time, and given up after three deaths.
+Also those that were in hand when their worker died. Each of them may have killed it: after one death they are tried a
+few at a time, among others; after two, alone (`workers.actor.quarantine`). Who is alone then is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -22,12 +22,15 @@ EVERY = 0.1
 """Seconds between looks at what is due."""
 
 DEATHS = 3
-"""A message that was in hand so often when its worker died is parked."""
+"""A message that was in hand so often when its worker died is given up, if it was alone the last time."""
+
+DEATHS_MOST = 10
+"""… and in any case after so many: where something long runs, nothing is ever alone."""
 
 SUSPECTS = 4
-"""Messages that were in hand once when their worker died are tried so many at a time; after two deaths, one."""
+"""Messages that were in hand once when their worker died are tried so many at a time."""
 
-_DEADLY = f"was in hand {DEATHS} times when its worker died"
+_DEADLY = f"was in hand when its worker died: {DEATHS} times, and alone at last, or {DEATHS_MOST} times"
 
 
 class Taken(NamedTuple):
@@ -42,42 +45,63 @@ class Taken(NamedTuple):
     options: dict[str, Any] | None
 
 
-def ready(conn: Connection, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Queues of which something is due → the least and the greatest number of deaths of it."""
-    rows = conn.execute(sql.load("actor_ready"), {"targets": list(targets)})
-    return {target: (least, most) for target, least, most in rows}
+class Due(NamedTuple):
+    """What is due of one queue, in our lanes."""
+
+    target: str
+    #: Whether there are messages that were never in hand when a worker died, or were once, or oftener.
+    plain: bool
+    once: bool
+    often: bool
+    #: Whether there are some to be given up.
+    hopeless: bool
+
+
+def ready(conn: Connection, holdings: Sequence[Holding]) -> list[Due]:
+    """The queues of which something is due."""
+    rows = conn.execute(sql.load("actor_ready"), {**_lanes(holdings), "most": DEATHS_MOST, "alone": DEATHS})
+    return [Due(*row) for row in rows]
+
+
+class Look(NamedTuple):
+    """What came of a look at what is due."""
+
+    taken: list[Taken]
+    #: Whether there may be more: some were found that have to wait for their turn.
+    more: bool
 
 
 def take(
-    conn: Connection, holder: UUID, holdings: Sequence[Holding], *, limit: int, suspects: int, deaths: tuple[int, int]
-) -> list[Taken]:
-    """Those of one queue whose time has come, of our lanes: durably ours when this returns. `suspects`: how many are in
-    hand already that were there when a worker died."""
-    least, most = deaths
-    if most >= DEATHS:
-        _give_up(conn, holdings)
-    bounds = (0, 0)
-    if least > 0:
-        # Nothing else is due. One after two deaths is tried when no other suspect is.
-        bounds, limit = ((1, 1), min(limit, SUSPECTS - suspects)) if least == 1 else ((least, DEATHS - 1), 1)
-        if least > 1 and suspects:
-            return []
-    if limit <= 0 or bounds[0] >= DEATHS:
-        return []
+    conn: Connection,
+    holder: UUID,
+    holdings: Sequence[Holding],
+    *,
+    limit: int,
+    deaths: tuple[int, int] = (0, 0),
+    alone: bool = False,
+) -> Look:
+    """Those of one queue whose time has come, of our lanes: durably ours when this returns. `deaths`: the least and the
+    most that they have had. `alone`: nothing else is in hand."""
+    if limit <= 0:
+        return Look([], more=False)
+    busy = {key: count for holding in holdings for key, count in holding.line.counts.items()}
     rows = conn.execute(
         sql.load("actor_take"),
         {
             **_lanes(holdings),
             "target": holdings[0].lane.target,
             "holder": holder,
-            "least": bounds[0],
-            "most": bounds[1],
+            "least": deaths[0],
+            "most": deaths[1],
             "limit": limit,
+            "alone": alone,
+            "busy": list(busy),
+            "counts": list(busy.values()),
         },
     ).fetchall()
     if rows:
         hit("actor.taken")
-    return [Taken(Intent._make(row[:8]), *row[8:]) for row in rows]
+    return Look([Taken(Intent._make(row[:8]), *row[8:]) for row in rows if row[8] is not None], more=bool(rows))
 
 
 def orphans(conn: Connection, holdings: Sequence[Holding]) -> None:
@@ -85,10 +109,23 @@ def orphans(conn: Connection, holdings: Sequence[Holding]) -> None:
     conn.execute(sql.load("actor_orphans"), _lanes(holdings))
 
 
-def _give_up(conn: Connection, holdings: Sequence[Holding]) -> None:
+def accompany(conn: Connection, holder: UUID, number: int) -> None:
+    """A message is alone no longer."""
+    conn.execute(sql.load("actor_accompany"), {"id": number, "holder": holder})
+
+
+def recover(conn: Connection, holder: UUID, targets: Sequence[str], known: Collection[int]) -> set[int]:
+    """Give back what is in our hands as the database has it, and not as we know it. → the rest."""
+    rows = conn.execute(sql.load("actor_recover"), {"targets": list(targets), "holder": holder, "known": list(known)})
+    return {row[0] for row in rows}
+
+
+def give_up(conn: Connection, holdings: Sequence[Holding]) -> None:
+    """Park those for good that have killed their workers, as far as anybody can know."""
     with conn.transaction():
         rows = conn.execute(
-            sql.load("actor_deadly"), {**_lanes(holdings), "deaths": DEATHS, "error": _DEADLY}
+            sql.load("actor_deadly"),
+            {**_lanes(holdings), "most": DEATHS_MOST, "alone": DEATHS, "error": _DEADLY},
         ).fetchall()
         # Nobody knows whether they got through: their sagas see to it.
         steps = [number for number, of_saga in rows if of_saga]

@@ -7,13 +7,17 @@ consumer whose threads are all taken for longer leaves its share to the others, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 from uuid import UUID
 
 from outbox import sql
 from outbox.database import Connection
 from outbox.lane import Lane, claim, is_gone, place
+
+logger = logging.getLogger("outbox.actor")
 
 EVERY = 1.0
 """Seconds between two looks at who takes part."""
@@ -78,8 +82,16 @@ class Seat(NamedTuple):
 
 
 def seats(conn: Connection, targets: Sequence[str]) -> list[Seat]:
-    """All lanes of these queues."""
-    return [Seat(*row) for row in conn.execute(sql.load("actor_lanes"), {"targets": list(targets)})]
+    """All lanes of these queues; none of one that is relayed."""
+    found = [Seat(*row) for row in conn.execute(sql.load("actor_lanes"), {"targets": list(targets)})]
+    for target in set(targets).difference(seat.target for seat in found):
+        _relayed(target)
+    return found
+
+
+@cache
+def _relayed(target: str) -> None:
+    logger.warning("%s is relayed: nothing of it is worked here (`outbox work relay --give-back` changes that)", target)
 
 
 def take(conn: Connection, seat: Seat, owner: UUID, ttl: float) -> Lane | None:

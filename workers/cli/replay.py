@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from outbox.cli.word import identity
 from outbox.database import connect
 from outbox.errors import NotReady
 from outbox.operation import Operation
+from outbox.plural import counted
 from outbox.replay import plan
 from outbox.replay.choice import Choice, Parked
 from outbox.replay.course import KIND, Course, Step, begin
@@ -37,9 +38,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", metavar="PARTICIPANT", nargs="*", help="of these only (default: all)")
     parser.add_argument("--key", metavar="KEY", help="of this key")
     parser.add_argument("--key-prefix", metavar="TEXT", help="of keys that begin so")
-    parser.add_argument("--model", metavar="NAME", help="of keys NAME/…, which is how rows of a model are keyed")
-    parser.add_argument("--from", dest="begin", metavar="TIME", type=moment, help="written then or later")
-    parser.add_argument("--to", dest="end", metavar="TIME", type=moment, help="written before")
+    parser.add_argument("--model", metavar="NAME", help="about this mapped class, or of keys NAME/…")
+    parser.add_argument(
+        "--from",
+        dest="begin",
+        metavar="TIME",
+        type=moment,
+        help="written then (UTC without a zone) or later; or so long ago, as 2h",
+    )
+    parser.add_argument("--to", dest="end", metavar="TIME", type=moment, help="written before; as --from")
     parser.add_argument("--after-tick", metavar="N", type=identity, help="that this tick does not show yet")
     parser.add_argument("--upto-tick", metavar="N", type=identity, help="that this tick shows")
     parser.add_argument("--saga", metavar="ID", type=UUID, help="written by this saga")
@@ -57,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def moment(text: str) -> datetime:
+def moment(text: str) -> datetime | timedelta:
     """`2026-11-30`, `2026-11-30T14:05`, with a zone or in UTC; or a span ago, such as `2h`."""
     try:
         found = datetime.fromisoformat(text)
@@ -68,8 +75,7 @@ def moment(text: str) -> datetime:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a time: write it like 2026-11-30T14:05+01:00, or like 2h for two hours ago"
             ) from None
-        # Whole seconds: the same words, given again soon, are then most likely the same request.
-        return datetime.fromtimestamp(int(datetime.now(UTC).timestamp() - ago), UTC)
+        return timedelta(seconds=ago)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             planned = plan.make(conn, choice, chosen, rate=args.rate, store=store, endpoint=endpoint)
             if args.dry_run or not planned.intents:
                 return _only_planned(args, planned, store)
-            question = f"Repeat {planned.intents:,} intents?"
+            question = f"Repeat {counted(planned.intents, 'intent')}?"
             if not course.agreed(_picture(planned, store), question, yes=args.yes):
                 return 1
             found = begin(conn, choice, chosen, planned.intents)
@@ -110,14 +116,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choice(args: argparse.Namespace) -> Choice:
+    if "" in (args.key, args.key_prefix, args.model):
+        args.usage_error("no key is empty: leave the option out to choose all of them")
     if sum(value is not None for value in (args.key, args.key_prefix, args.model)) > 1:
         args.usage_error("give one of --key, --key-prefix and --model")
     given = (args.after_tick, args.upto_tick, args.parked or None)
     if args.from_archive is not None and any(value is not None for value in given):
         args.usage_error("an archive knows nothing of ticks and of what is parked: choose otherwise")
-    prefix = args.key_prefix if args.model is None else f"{args.model}/"
     choice = Choice(
-        targets=tuple(sorted(set(args.targets))), key=args.key, key_prefix=prefix, saga=args.saga,
+        targets=tuple(sorted(set(args.targets))), key=args.key, key_prefix=args.key_prefix, model=args.model,
+        saga=args.saga,
         begin=args.begin, end=args.end, after_tick=args.after_tick, upto_tick=args.upto_tick,
         parked=tuple(sorted(set(args.parked))), archive=args.from_archive, resend_mail=args.resend_mail,
         events=args.events,
@@ -151,7 +159,8 @@ def _picture(planned: plan.Plan, store: Store | None) -> str:
         return f"{text}\n\nNothing is to be repeated."
     speeds = [f"{name} {'not measured' if r is None else f'{r:,.0f}/s'}" for name, r in planned.rates.items()]
     took = "for an unknown time" if planned.seconds is None else f"for about {seconds(planned.seconds)}"
-    return f"{text}\n\n{planned.intents:,} intents are repeated, {took} ({', '.join(speeds)})."
+    what = counted(planned.intents, "intent", then=(" is", " are"))
+    return f"{text}\n\n{what} repeated, {took} ({', '.join(speeds)})."
 
 
 def _carry_out(
@@ -172,11 +181,11 @@ def _carry_out(
         shown = {"operation": found.id, **result, "parked": parked}
         print(json.dumps(shown if planned is None else {"plan": planned.document(), **shown}, indent=2))
         return 0
-    print(f"{result['again']:,} intents repeated (operation {found.id}).")
+    print(f"{counted(result['again'], 'intent')} repeated (operation {found.id}).")
     for why, count in sorted(result["left_out"].items()):
         print(f"{count:,} {plan.LEFT_OUT.get(why, _LATE.get(why, why))}.", file=sys.stderr)
     if parked:
-        print(f"{parked:,} of them are parked: outbox parked list.", file=sys.stderr)
+        print(f"{parked:,} of them {'is' if parked == 1 else 'are'} parked: outbox parked list.", file=sys.stderr)
     return 0
 
 

@@ -12,6 +12,7 @@ from outbox import operation
 from outbox.cli.table import table
 from outbox.database import connect
 from outbox.errors import NotReady
+from outbox.plural import counted
 from outbox.settings import Settings, required
 from outbox.span import seconds
 from workers.cli import course
@@ -183,8 +184,8 @@ def _picture(planned: Any) -> str:
 
 
 def _said(number: int, result: dict[str, Any]) -> str:
-    documents = "" if "documents" not in result else f"{result['documents']:,} documents, "
+    documents = "" if "documents" not in result else f"{counted(result['documents'], 'document')}, "
     return (
-        f"The index is at generation {result['generation']}: {documents}{result['shards']} shards, "
+        f"The index is at generation {result['generation']}: {documents}{counted(result['shards'], 'shard')}, "
         f"in {seconds(result['seconds'])} (operation {number})."
     )

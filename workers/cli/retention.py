@@ -22,6 +22,7 @@ from outbox.cli.table import jsonable, table
 from outbox.cli.word import span
 from outbox.database import connect
 from outbox.errors import NotReady
+from outbox.plural import counted
 from outbox.retention import Partition, Plan
 from outbox.settings import NO_ARCHIVE, Settings, archive_place, is_bucket
 from outbox.span import seconds
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run or not plan.ready:
             print(text, file=sys.stderr if args.json else sys.stdout)
         else:
-            question = f"Archive and drop {len(plan.ready)} partitions?"
+            question = f"Archive and drop {counted(len(plan.ready), 'partition')}?"
             if not course.agreed(text, question, yes=args.yes):
                 return 1
             report["dropped"] = _drop(conn, plan, place, age, settings)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             return _print(conn, report)
         for gone in report["dropped"]:
             where = f"archived as {gone['archive']}" if gone["archive"] else "not archived"
-            print(f"{gone['partition']}: {gone['intents']:,} intents dropped, {where}")
+            print(f"{gone['partition']}: {counted(gone['intents'], 'intent')} dropped, {where}")
     return 0
 
 

@@ -20,6 +20,7 @@ from outbox.database import Connection, connect
 from outbox.errors import NotReady, OutboxError
 from outbox.operation import Operation
 from outbox.participant import Participant
+from outbox.plural import counted
 from outbox.settings import Settings
 from outbox.store import Store
 from workers.cli import course
@@ -88,7 +89,9 @@ def _targets(args: argparse.Namespace, settings: Settings, conn: Connection) -> 
     if args.resume is not None:
         found = [row for row in operation.find(conn, number=args.resume) if row["kind"] == schedule.KIND]
         if args.targets or not found:
-            raise NotReady(f"--resume {args.resume} takes no participant, and must name a scrub: see outbox operations")
+            raise NotReady(
+                f"--resume {args.resume} takes no participant, and must name a scrub: see outbox operations list"
+            )
         args.repair = found[0]["request"].get("repair", False)
         return [found[0]["request"]["target"]]
     if args.participant and len(args.targets) != 1:
@@ -203,7 +206,8 @@ def _plan(target: str, progress: Progress) -> str:
 
 
 def _repaired(target: str, progress: Progress) -> str:
-    text = f"{progress.emitted:,} intents were written that repair {target}: its lanes apply them (outbox status)."
+    what = counted(progress.emitted, "intent", then=(" was", " were"))
+    text = f"{what} written to repair {target}, for its lanes to apply (outbox status)."
     rows = [(each.key, each.why, each.advice) for each in progress.findings if not each.repair]
     return f"{text}\n{table(('not repaired', 'what is wrong', 'what to do'), rows)}" if rows else text
 

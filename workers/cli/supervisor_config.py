@@ -11,6 +11,9 @@ from workers import supervisor
 
 HELP = "print a supervisord configuration for a production host"
 
+_WHOLE = ("clock", "actors", "relay")
+"""Programs that see to all their lanes themselves."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     for option, default, text in (
@@ -38,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _lanes(text: str) -> tuple[str, int]:
     target, _, number = text.partition("=")
-    if target not in supervisor.WORKERS or target in ("clock", "actors") or not (number.isascii() and number.isdigit()):
+    if target not in supervisor.WORKERS or target in _WHOLE or not (number.isascii() and number.isdigit()):
         raise argparse.ArgumentTypeError("not of the form TARGET=N, such as index=4")
     return target, int(number)
 

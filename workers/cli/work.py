@@ -25,7 +25,9 @@ from outbox.participant import Participant
 from outbox.settings import Settings, required
 from workers import process
 
-HELP = "drain the log into a participant (index, blob, mail), drive sagas, run actors, the clock, or take receipts"
+HELP = (
+    "drain the log into a participant (index, blob, mail), drive sagas, run actors or relay them, the clock, receipts"
+)
 
 #: In the order in which they are started.
 TARGETS = ("clock", "index", "blob", "mail", "saga")
@@ -36,12 +38,17 @@ RECEIPTS = "receipts"
 #: dramatiq's workers, which take the queues of actors.
 ACTORS = "actors"
 
+#: Queues of actors that are handed on to a broker of dramatiq. With OUTBOX_RELAY, or --to.
+RELAY = "relay"
+#: What sends the messages of actors' schedules, where no worker of actors runs.
+CRON = "cron"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help=", ".join([*TARGETS, RECEIPTS, ACTORS, "all", "or your own participant's name"]),
+        help=", ".join([*TARGETS, RECEIPTS, ACTORS, CRON, RELAY, "all", "or your own participant's name"]),
     )
     parser.add_argument("--lane", metavar="N", type=int, help="drain this lane only, counted from 0 (default: all)")
     parser.add_argument(
@@ -49,35 +56,63 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for option, what in (("processes", "worker processes"), ("threads", "threads of each")):
         parser.add_argument(f"--{option}", metavar="N", type=int, help=f"of actors: {what} (default: dramatiq's)")
+    parser.add_argument("--to", metavar="URL", help="of relay: the broker (default: OUTBOX_RELAY)")
+    parser.add_argument("--queue", metavar="Q", action="append", help="of relay: a queue that is relayed from now on")
+    parser.add_argument("--give-back", action="store_true", help="of relay: work the queues here again")
     parser.add_argument("--until-idle", action="store_true", help="stop when everything committed so far is done")
+
+
+#: What has no lanes to choose from.
+_WHOLE = {
+    "clock": "clock is",
+    RECEIPTS: "receipts are",
+    ACTORS: "actors are",
+    CRON: "schedules are",
+    RELAY: "the relay is",
+}
 
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if args.target in ("all", "clock", RECEIPTS, ACTORS) and (args.lane is not None or args.participant):
-        raise NotReady(f"{args.target} takes no --lane and no --participant: name one participant")
-    if args.target == "all":
+    target = args.target
+    if target != RELAY and (args.to or args.queue or args.give_back):
+        raise NotReady("--to, --queue and --give-back are of relay: write outbox work relay")
+    if target in ("all", *_WHOLE) and (args.lane is not None or args.participant):
+        raise NotReady(f"{target} takes no --lane and no --participant: name one participant")
+    if target == "all":
         return _all(args)
-    if args.target == ACTORS:
-        from workers.cli.actors import become_dramatiq  # noqa: PLC0415 - as below
-
-        if args.until_idle:
-            raise NotReady("actors are never idle: use --until-idle with a participant or with all")
-        become_dramatiq(args.state, processes=args.processes, threads=args.threads)
+    if target in _WHOLE and target != RELAY and args.until_idle:
+        raise NotReady(f"{_WHOLE[target]} never idle: use --until-idle with a participant or with all")
+    if target in (ACTORS, CRON, RELAY):
+        _of_actors(args)
         return 0
-    settings = Settings.load(args.state, role="saga" if args.target == "saga" else "worker")
+    settings = Settings.load(args.state, role="saga" if target == "saga" else "worker")
     stop = process.Stop().install()
-    if args.target in ("clock", RECEIPTS):
-        if args.until_idle:
-            raise NotReady(f"{args.target} is never idle: use --until-idle with a participant or with all")
-        (process.run_clock if args.target == "clock" else _receipts)(settings, stop)
+    if target in _WHOLE:
+        (process.run_clock if target == "clock" else _receipts)(settings, stop)
     else:
         if args.participant:
             make = named(args.participant)
         else:
-            make = _maker(settings, args.target) if args.target in TARGETS else contributed(args.target)
-        process.run(settings, args.target, make, stop, until_idle=args.until_idle, lane=args.lane)
+            make = _maker(settings, target) if target in TARGETS else contributed(target)
+        process.run(settings, target, make, stop, until_idle=args.until_idle, lane=args.lane)
     return 0
+
+
+def _of_actors(args: argparse.Namespace) -> None:
+    """Workers, schedules and the relay of actors. Each import is only paid by the process that needs it."""
+    if args.target == ACTORS:
+        from workers.cli.actors import become_dramatiq  # noqa: PLC0415
+
+        become_dramatiq(args.state, processes=args.processes, threads=args.threads)
+    elif args.target == CRON:
+        from workers.cli.schedules import run_schedules  # noqa: PLC0415
+
+        run_schedules(args.state, process.Stop().install())
+    else:
+        from workers.cli.relay import run_relay  # noqa: PLC0415
+
+        run_relay(args, Settings.load(args.state, role="worker"), process.Stop().install())
 
 
 def named(name: str) -> Callable[[], Participant]:
@@ -159,9 +194,10 @@ def _all(args: argparse.Namespace) -> int:
     settings = Settings.load(args.state, role="worker")
     servers = ["clock", *([RECEIPTS] if settings.mail_evidence.startswith("receipt:") else [])]
     servers += [ACTORS] if settings.actors else []
+    drainers = [*TARGETS[1:], *([RELAY] if settings.relay else [])]
     stop = process.Stop().install()
     while True:
-        failed = _round(args, servers, stop)
+        failed = _round(args, servers, drainers, stop)
         if failed or stop.is_set() or not args.until_idle or not _behind(settings):
             return 1 if failed else 0
 
@@ -173,7 +209,7 @@ def _behind(settings: Settings) -> bool:
     return picture.log["last_id"] > picture.log["high"] or any(lane["behind"] for lane in picture.lanes)
 
 
-def _round(args: argparse.Namespace, servers: Sequence[str], stop: threading.Event) -> bool:
+def _round(args: argparse.Namespace, servers: Sequence[str], drainers: Sequence[str], stop: threading.Event) -> bool:
     """One process each (an open index must not be forked, and one that dies must not take the others along), until they
     have all ended or one has failed. → whether one has."""
     state = ["--state", args.state] if args.state else []
@@ -185,7 +221,7 @@ def _round(args: argparse.Namespace, servers: Sequence[str], stop: threading.Eve
         name: subprocess.Popen(
             [*command, name, *state, *([] if name in servers else idle)], start_new_session=True, env=supervised
         )
-        for name in (*servers, *TARGETS[1:])
+        for name in (*servers, *drainers)
     }
     failed = False
     try:

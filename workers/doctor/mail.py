@@ -10,6 +10,7 @@ from pathlib import Path
 
 from outbox.errors import Unavailable
 from outbox.intent import PAYLOAD_LIMIT
+from outbox.plural import counted
 from outbox.settings import Settings
 from workers.doctor import Findings
 from workers.evidence import PostfixEvidence, evidence_for
@@ -85,7 +86,9 @@ def _hold(hold: HoldQueue, session: SmtpSession) -> Findings:
         yield "hold", False, what, advice
         return
     ages = [time.time() - at for at in hold.ours().values()]
-    found = f"{len(ages)} mails on hold, the oldest for {max(ages) / 3600:.1f} h" if ages else "nothing on hold"
+    found = (
+        f"{counted(len(ages), 'mail')} on hold, the oldest for {max(ages) / 3600:.1f} h" if ages else "nothing on hold"
+    )
     yield "waiting", True, found, ""
 
 

@@ -17,10 +17,8 @@ import dramatiq
 import pytest
 from dramatiq import Worker
 from dramatiq.broker import MessageProxy
-from dramatiq.rate_limits.backends import StubBackend as StubRateLimiterBackend
-from dramatiq.results.backends import StubBackend
 
-from outbox.actor import OutboxBroker
+from outbox.actor import OutboxBroker, OutboxLimits, OutboxResults
 
 _HERE = Path(__file__).parent
 
@@ -144,18 +142,23 @@ def rabbitmq_worker(rabbitmq_broker: Broker) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def result_backend() -> StubBackend:
-    return StubBackend()
+def result_backend(stub_broker: Broker) -> OutboxResults:
+    return OutboxResults(stub_broker)
 
 
 @pytest.fixture
-def redis_result_backend() -> StubBackend:
-    return StubBackend()
+def redis_result_backend(stub_broker: Broker) -> OutboxResults:
+    return OutboxResults(stub_broker)
 
 
 @pytest.fixture
-def rate_limiter_backend() -> StubRateLimiterBackend:
-    return StubRateLimiterBackend()
+def rate_limiter_backend() -> Iterator[OutboxLimits]:
+    broker = OutboxBroker()
+    # What an earlier chance has counted would count again: they use the same keys.
+    zero = "select outbox.tally_change(key, -value, null, null, 0, null) from outbox.tally"
+    broker.run(lambda conn: conn.execute(zero))
+    yield OutboxLimits(broker)
+    broker.close()
 
 
 @pytest.fixture
