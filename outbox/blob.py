@@ -37,7 +37,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from outbox.errors import BlobRefused, Permanent
+from outbox.errors import BlobRefused, Permanent, StoreRefused
 from outbox.failpoint import hit
 from outbox.source import Readable, Source, reading
 
@@ -336,8 +336,8 @@ def missing() -> BlobMissing:
     )
 
 
-def _store_refuses(error: OSError) -> BlobRefused:
+def _store_refuses(error: OSError) -> StoreRefused:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BlobRefused("the blob store has no room for this blob: make room there, then stage it again")
+        return StoreRefused("the blob store has no room for this blob: make room there, then stage it again")
     reason = os.strerror(error.errno or 0)
-    return BlobRefused(f"the blob store can't be written ({reason}): repair its file system, then stage it again")
+    return StoreRefused(f"the blob store can't be written ({reason}): repair its file system, then stage it again")

@@ -72,6 +72,10 @@ class BlobRefused(IntentRefused):
     """The bytes of a blob can't be staged (larger or smaller than declared, not readable)."""
 
 
+class StoreRefused(BlobRefused):
+    """The blob store can't be written: it has no room, or fails. Nothing is wrong with the bytes."""
+
+
 class SagaRefused(Permanent):
     """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
 

@@ -11,7 +11,7 @@ sorts the participant's keys once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from typing import Any
 
 import psycopg
@@ -34,7 +34,7 @@ def puts(
     slots: Slots | None = None,
     after: str = "",
     keys: Collection[str] | None = None,
-) -> Iterator[Intent]:
+) -> Generator[Intent]:
     """The last put of each live key of `target`, in order of the keys' bytes, after key `after`; only of `keys`, if
     they are given.
 

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from outbox.blob import Blob, Stage, Staged, check_digest, check_stage, missing, parse_stage, stage_name, staged
 from outbox.bucket import Bucket, Object
 from outbox.endpoint import Endpoint, probe
-from outbox.errors import BlobRefused, Unavailable
+from outbox.errors import BlobRefused, StoreRefused, Unavailable
 from outbox.source import CHUNK, Readable, Source, reading
 
 PART = 8 * CHUNK
@@ -93,7 +93,7 @@ class S3Store:
                 with suppress(Unavailable):
                     self.bucket.delete([key])
                 if isinstance(error, Unavailable):
-                    raise BlobRefused(f"the blob store can't be written: {error}") from None
+                    raise StoreRefused(f"the blob store can't be written: {error}") from None
                 raise
         return staged(content, name)
 

@@ -196,6 +196,29 @@ def test_resilver_refuses_a_source_that_is_not_there(rebuild: Rebuild, store: Bl
     assert "put again" not in told
 
 
+def test_resilver_i2_calls_no_blob_lost_when_its_store_has_no_room(rebuild: Rebuild, store: BlobStore) -> None:
+    # Given a lost blob that a copy has, and a store that nothing can be staged in
+    site = rebuild.site
+    site.start("clock")
+    digest = put(site, store, b"blob")
+    drain(site)
+    other = BlobStore(site.home / "other")
+    shutil.copytree(store.directory, other.directory)
+    store.path(digest).unlink()
+    (store.directory / "staging").rename(site.home / "staging")
+    (store.directory / "staging").write_text("no folder")
+    # When it is gone through, then it stops, and says how it goes on
+    _, said = rebuild.run("--yes", "--from", str(other.directory), target="blob", status=1)
+    assert "outbox resilver: the blob store can't be written" in said
+    assert "outbox resilver blob --resume 1" in said
+    # When there is room, then it does
+    (store.directory / "staging").unlink()
+    (site.home / "staging").rename(store.directory / "staging")
+    rebuild.run("--resume", "1", target="blob")
+    drain(site)
+    assert whole(store) == {digest}
+
+
 def test_resilver_refuses_a_store_that_lanes_already_write(rebuild: Rebuild, store: BlobStore) -> None:
     site = rebuild.site
     site.start("clock")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -149,7 +150,9 @@ def test_scrub_can_be_stopped_and_resumed_when_it_is_in_the_way(depot: Depot) ->
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until(lambda: depot.site.one("select progress ? 'tick' from outbox.operation"), "it compares")
-    process.send_signal(signal.SIGINT)
+    # A shell's background jobs ignore the one.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     _, said = process.communicate(timeout=LIMIT)
     # When it is told to stop, it says how to go on
     number = depot.site.one("select id from outbox.operation")
@@ -231,6 +234,71 @@ def test_scrub_says_what_to_do_when_the_index_is_gone(depot: Depot) -> None:
     done = depot.run("index")
     assert (done.returncode, "restart the worker" in done.stderr) == (1, True), done.stderr
     assert depot.states() == []
+
+
+def test_scrub_goes_through_the_others_when_one_can_not_be_compared(depot: Depot) -> None:
+    digests = depot.fill()
+    depot.damage_blob(digests[0])
+    shutil.rmtree(depot.site.home / "index")
+    done = depot.run("--json")
+    assert done.returncode == 1
+    index, blob = json.loads(done.stdout)
+    assert "there is no index" in index["error"]
+    assert [each["key"] for each in blob["findings"]] == [digests[0]]
+    # ... and a store that isn't there is not one that has lost everything
+    (depot.site.home / "blobs").rename(depot.site.home / "unmounted")
+    done = depot.run("blob")
+    assert (done.returncode, "there is no store" in done.stderr) == (1, True)
+
+
+def test_scrub_says_what_to_do_when_there_is_no_room(depot: Depot) -> None:
+    # Given a damaged blob whose right bytes are in the trash, and a store that nothing can be staged in
+    depot.drain()
+    with depot.site.admin.transaction():
+        xid, log = (
+            depot.site.one("select pg_current_xact_id()::text::bigint"),
+            depot.site.one("select log from outbox.identity"),
+        )
+        staged = depot.store.stage(b"content", xid=xid, log=log)
+        depot.site.admin.execute(
+            "select outbox.emit('blob', 'put', %s, %s)", (staged.digest, json.dumps(staged.payload()))
+        )
+    depot.drain()
+    blobs = depot.site.home / "blobs"
+    (blobs / "trash").mkdir(exist_ok=True)
+    (blobs / "trash" / f"1-1-{staged.digest}").write_bytes(b"content")
+    depot.damage_blob(staged.digest)
+    (blobs / "staging").rename(blobs / "elsewhere")
+    (blobs / "staging").write_text("no folder")
+    # When it is repaired, then it stops instead of saying that nobody has the bytes
+    done = depot.run("blob", "--repair", "--yes")
+    assert done.returncode == 1
+    assert "outbox scrub: the blob store can't be written" in done.stderr
+    assert depot.states() == ["running"]
+    # When there is room, then it goes on
+    (blobs / "staging").unlink()
+    (blobs / "elsewhere").rename(blobs / "staging")
+    done = depot.run("blob", "--repair", "--yes")
+    assert done.returncode == 0, done.stderr
+    depot.drain()
+    assert depot.store.verify(staged.digest)
+
+
+def test_scrub_lets_go_when_its_list_has_no_room(depot: Depot, tmp_path: Path) -> None:
+    depot.fill()
+    # Given a temporary directory that can't take the list
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+    limited += "sys.argv = ['outbox', 'scrub', 'index']; runpy.run_module('outbox', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", limited], env=depot.environment, check=False, capture_output=True, text=True,
+        timeout=2 * LIMIT,
+    )  # fmt: skip
+    # Then it says so, and nothing else, and the same command goes on at once
+    assert done.returncode == 1
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "Not finished; go on with", "outbox scrub",
+    ], done.stderr  # fmt: skip
+    assert depot.site.one("select owner is null and state = 'running' from outbox.operation")
 
 
 def test_scrub_runs_by_its_schedule_and_stops_when_it_is_told_to(depot: Depot) -> None:

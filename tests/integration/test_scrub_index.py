@@ -239,18 +239,23 @@ def test_scrub_accuses_nobody_when_the_index_is_built_anew_in_the_middle(yard: Y
     from workers.scrub.index import IndexSubject
     from workers.scrub.survey import Survey
 
+    # Given an index in which a document is missing
     for n in range(5):
         yard.put(f"note/{n}")
     yard.drain()
+    shutil.copytree(yard.index / "00", yard.home / "whole")
+    db = yard.writable()
+    db.delete_document(key_term("note/3"))
+    db.close()
 
     class Meanwhile(IndexSubject):
         def held(self) -> Any:
             yield from super().held()
-            # Another generation, in which the documents have other numbers, takes the old one's place
+            # Another generation, which has it, and in which the documents have other numbers, takes its place
             place = generation.folder(yard.index, 1)
             place.mkdir()
             db = xapian.WritableDatabase(str(place / "00"), xapian.DB_CREATE)
-            old = xapian.Database(str(yard.index / "00"))
+            old = xapian.Database(str(yard.home / "whole"))
             for number in (5, 4, 3, 2, 1):
                 db.add_document(old.get_document(number))
             old.close()
@@ -258,5 +263,6 @@ def test_scrub_accuses_nobody_when_the_index_is_built_anew_in_the_middle(yard: Y
             generation.ready(yard.index, 1)
             shutil.rmtree(yard.index / "00")
 
+    # When it is scrubbed meanwhile, then nothing is missing
     progress = Survey(yard.operator, operation.begin(yard.operator, "scrub", {}), Meanwhile(yard.index)).run()
     assert (progress.findings, progress.items) == ([], 5)

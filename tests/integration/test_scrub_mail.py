@@ -8,6 +8,7 @@ import lzma
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.fixtures.postfix import Postfix, running
 from tests.fixtures.scrub import Yard
 from tests.fixtures.site import until
 from workers.evidence import PostfixEvidence
+from workers.scrub import mail
 from workers.scrub.mail import MailSurvey
 from workers.scrub.survey import Progress
 
@@ -154,6 +156,38 @@ def test_scrub_compares_receipts_with_what_came_back_by_mail(yard: Yard) -> None
     assert _survey(yard, "receipt:receipt@outbox.test").findings == []
     _later(yard, 1)
     assert _found(_survey(yard, "receipt:receipt@outbox.test")) == {lost.payload["token"]: "missing"}
+
+
+def test_scrub_i2_calls_no_mail_lost_or_foreign_that_may_be_neither(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a mail that an operator has only assumed to be sent, one that is proven while the scrub reads, and one that
+    # is out before its lane has written a receipt
+    assumed, late, ahead = mail_intent(1), mail_intent(2), mail_intent(3)
+    for intent, more in ((assumed, {"assumed": ["0"]}), (late, {})):
+        number = yard._emit("mail", "send", intent.key, json.loads(intent.body))
+        yard.admin.execute(
+            "insert into outbox.receipt (id, target, slot, state, epoch, evidence, closed_at) "
+            "values (%s, 'mail', 0, 'closed', 1, %s, now())",
+            (number, json.dumps({"accepted": {"0": "q"}} | more)),
+        )
+    _pass(yard)
+    yard._emit("mail", "send", ahead.key, json.loads(ahead.body))
+    yard.admin.execute("insert into outbox.postmark_watch (since, seen_at) values (now() - interval '1 day', now())")
+    proven = "insert into outbox.postmark (token, part, queue_id) values (%s, '', 'q')"
+    yard.admin.execute(proven, (ahead.payload["token"],))
+    _later(yard, 1)
+    assert _found(_survey(yard, "receipt:receipt@outbox.test")) == {late.payload["token"]: "missing"}
+    # When it is scrubbed, and the proof comes between its two looks, then nothing is found
+    real, reads = mail.traces, iter((True, False))
+
+    def meanwhile(*words: Any) -> Any:
+        if not next(reads):
+            yard.admin.execute(proven, (late.payload["token"],))
+        return real(*words)
+
+    monkeypatch.setattr(mail, "traces", meanwhile)
+    assert _survey(yard, "receipt:receipt@outbox.test").findings == []
 
 
 def test_scrub_says_so_when_mail_leaves_no_evidence(yard: Yard) -> None:

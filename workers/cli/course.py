@@ -103,7 +103,8 @@ def under_way(conn: psycopg.Connection[Any], course: Operation) -> Iterator[None
         # If this doesn't get through, the lease runs out; the one who resumes sees that this process is gone.
         with suppress(psycopg.Error, OutboxError):
             course.end(conn, "running")
-        print(f"Not finished; go on with: outbox {course.kind} --resume {course.id}", file=sys.stderr)
+        what = f"resilver {course.request['target']}" if course.kind == "resilver" else course.kind
+        print(f"Not finished; go on with: outbox {what} --resume {course.id}", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

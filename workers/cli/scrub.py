@@ -17,7 +17,7 @@ from outbox import operation
 from outbox.cli.table import table
 from outbox.cli.word import count
 from outbox.database import Connection, connect
-from outbox.errors import NotReady
+from outbox.errors import NotReady, OutboxError
 from outbox.operation import Operation
 from outbox.participant import Participant
 from outbox.plural import counted
@@ -65,10 +65,24 @@ def run(args: argparse.Namespace) -> int:
         return 0
     settings = Settings.load(args.state, role="operator")
     with connect(settings.database, name="scrub") as conn:
-        done = [_one(args, settings, conn, target) for target in _targets(args, settings, conn)]
+        targets = _targets(args, settings, conn)
+        done = [_each(args, settings, conn, target, alone=len(targets) == 1) for target in targets]
     if args.json:
         print(json.dumps([report for report, _ in done], indent=2))
     return 1 if any(status for _, status in done) else 0
+
+
+def _each(
+    args: argparse.Namespace, settings: Settings, conn: Connection, target: str, *, alone: bool
+) -> tuple[dict[str, Any], int]:
+    """Scrub one of several: where one can't be compared, the others still can."""
+    try:
+        return _one(args, settings, conn, target)
+    except OutboxError as error:
+        if alone:
+            raise
+        print(f"outbox scrub: {target}: {error}", file=sys.stderr)
+        return {"participant": target, "error": str(error)}, 1
 
 
 def _targets(args: argparse.Namespace, settings: Settings, conn: Connection) -> list[str]:

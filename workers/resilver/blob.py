@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from outbox import live, repetition
 from outbox.blob import BlobMissing, BlobStore
 from outbox.database import Connection
-from outbox.errors import BlobRefused, NotReady, Permanent
+from outbox.errors import BlobRefused, NotReady, Permanent, StoreRefused
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.operation import Operation
@@ -216,7 +216,7 @@ class _Repair(_Work):
         row = self.conn.execute("select pg_current_xact_id()::text::bigint, log from outbox.identity").fetchone()
         assert row is not None  # noqa: S101 - the migration made the row
         for other in self._sources:
-            with suppress(BlobMissing, BlobRefused), other.open(intent.key) as file:
+            with _passing_over(), other.open(intent.key) as file:
                 staged = self._store.stage(file, xid=row[0], log=row[1], size=size)
                 if staged.digest == intent.key:
                     self.count("staged")
@@ -266,7 +266,7 @@ class _Copy(_Work):
         row = self.conn.execute("select pg_current_xact_id()::text::bigint").fetchone()
         assert row is not None  # noqa: S101 - a select without FROM has one row
         for other in self._sources:
-            with suppress(BlobMissing, BlobRefused), other.open(intent.key) as file:
+            with _passing_over(), other.open(intent.key) as file:
                 staged = self._store.stage(file, xid=row[0], log=self._log, size=size)
                 if staged.digest == intent.key:
                     with self._publisher.batch() as publication:
@@ -281,6 +281,18 @@ class _Copy(_Work):
 
     def close(self) -> None:
         self._publisher.close()
+
+
+@contextmanager
+def _passing_over() -> Iterator[None]:
+    """Inside, a source that doesn't have the bytes, or can't give them, is no matter: there may be others."""
+    try:
+        yield
+    except StoreRefused:
+        # It is not the source that fails.
+        raise
+    except (BlobMissing, BlobRefused):
+        pass
 
 
 def _state(store: Store, digest: str, size: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from outbox.blob import BlobStore
 from outbox.errors import NotReady
 from outbox.participant import Participant
 from outbox.settings import Settings, required
@@ -42,6 +43,11 @@ def subject_of(
     from workers.scrub.blob import BlobSubject  # noqa: PLC0415
 
     store = open_store(settings)
+    if isinstance(store, BlobStore) and not (store.directory / "objects").is_dir():
+        raise NotReady(
+            f"there is no store of blobs in {store.directory}: mount it if it is somewhere else, or start the blob "
+            "worker, which makes a new one; then outbox resilver blob --from takes the blobs from a copy"
+        )
     return BlobSubject(store), store
 
 

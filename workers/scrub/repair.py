@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from outbox import repetition, sql
-from outbox.errors import BlobRefused
+from outbox.errors import BlobRefused, StoreRefused
 from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.operation import Operation
@@ -121,6 +121,8 @@ class Repairer:
         for copy in aside_of(store).copies(digest, payload.get("stage")):
             try:
                 staged = store.stage(copy, xid=row[0], log=row[1])
+            except StoreRefused:
+                raise
             except BlobRefused:  # it can't be read
                 continue
             if staged.digest == digest:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +141,9 @@ class Survey:
         subject, progress = self._subject, self.progress
         at = passed(self._conn, subject)
         with (
-            Spill(self._expected(at), in_order=True) as expected,
+            # Its transaction ends with it, also when there is no room for what it yields.
+            closing(self._expected(at)) as live_ones,
+            Spill(live_ones, in_order=True) as expected,
             Spill(self._held()) as held,
         ):
             hit("scrub.spilled")
@@ -163,13 +166,14 @@ class Survey:
         """Whether the tick is old because a lane is behind, and not because nothing happened."""
         return tick.latest(self._conn).high > at.high
 
-    def _expected(self, at: Tick) -> Iterator[Intent]:
+    def _expected(self, at: Tick) -> Generator[Intent]:
         progress = self.progress
         progress.total_bytes = progress.bytes
-        for intent in live.puts(self._conn, self._subject.target, at, after=progress.after):
-            progress.total_bytes += self._subject.size(intent)
-            self._pace.spend()
-            yield intent
+        with closing(live.puts(self._conn, self._subject.target, at, after=progress.after)) as found:
+            for intent in found:
+                progress.total_bytes += self._subject.size(intent)
+                self._pace.spend()
+                yield intent
 
     def _held(self) -> Iterator[Held]:
         for held in self._subject.held():
