@@ -23,6 +23,7 @@ from workers.evidence import PostfixEvidence
 from workers.scrub import mail
 from workers.scrub.mail import MailSurvey
 from workers.scrub.survey import Progress
+from workers.scrub.trace import traces
 
 
 def _settings(evidence: str) -> Settings:
@@ -179,7 +180,7 @@ def test_scrub_i2_calls_no_mail_lost_or_foreign_that_may_be_neither(
     _later(yard, 1)
     assert _found(_survey(yard, "receipt:receipt@outbox.test")) == {late.payload["token"]: "missing"}
     # When it is scrubbed, and the proof comes between its two looks, then nothing is found
-    real, reads = mail.traces, iter((True, False))
+    real, reads = traces, iter((True, False))
 
     def meanwhile(*words: Any) -> Any:
         if not next(reads):

@@ -145,8 +145,6 @@ class Estate:
             due = share.fair(len(lanes), self._owner, us) if channel.is_open else 0
             for holding in ours[due:]:
                 self.give_back(conn, holding)
-            if not channel.is_open:
-                self._return(channel)
             for seat in lanes:
                 if len(ours) < due and (seat.target, seat.lane) not in self._holdings:
                     ours += self._claim(conn, seat, channel)
@@ -260,12 +258,6 @@ class Estate:
         for holding in self.holdings:
             self.lose(holding)
         self.claimed.clear()
-
-    def _return(self, channel: Channel) -> None:
-        """Put back what has rows of its own and nobody has begun: others may be waiting for it, or behind it."""
-        for message in channel.withdraw():
-            self.out.pop(message.id, None)
-            self._ledger.settle(Settled(message, Said.BACK), self.source(message))
 
     def _withdraw(self, holding: Holding) -> None:
         """Take back what nobody has begun of it."""
