@@ -132,6 +132,8 @@ class Estate:
         for target in sorted(channels.keys() - self._declared):
             queue.declare(conn, target, self._new_lanes)
             self._declared.add(target)
+        # Before we are known again: what others have taken over meanwhile isn't begun here.
+        self.recover(conn)
         sent = now()
         busy = {target: channel.busy() or not channel.is_open for target, channel in channels.items()}
         attendants = share.attend(conn, self._owner, busy, self._ttl)
@@ -152,7 +154,6 @@ class Estate:
                 self.return_parked(channel)
         if self._holdings:
             retries.orphans(conn, self.holdings)
-        self.recover(conn)
         return True
 
     def return_parked(self, channel: Channel) -> None:
@@ -170,6 +171,9 @@ class Estate:
         own = [m for m in self.out.values() if m.hold.holder is not None]
         ours = retries.recover(conn, self._owner, sorted(self._channels), self.out.keys() | self._ledger.rows)
         self._set_aside([m for m in self.out.values() if m.hold.holder is None and m.id in ours])
+        for message in own:
+            if message.id not in ours:
+                message.mine = _never
         if gone := {m.id for m in own} - ours:
             for channel in self._channels.values():
                 for message in channel.drop(gone):
@@ -264,3 +268,7 @@ class Estate:
         for message in holding.channel.withdraw(holding.lane.lane):
             self.out.pop(message.id, None)
         self.claimed = [m for m in self.claimed if m.mine != holding.mine]
+
+
+def _never() -> bool:
+    return False
