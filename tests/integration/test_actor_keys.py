@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import dramatiq
-import pytest
-
-from outbox.database import Connection
 from outbox.decision import decide
 from tests.fixtures.actors import Stage
 from tests.fixtures.site import until
@@ -94,27 +88,3 @@ def test_actor_i10_limit_is_kept_by_all_workers_and_others_go_on_when_many_wait(
     assert stage.parked() == []
     company.note.send_with_options(args=("after",), concurrency_key="host", concurrency=2)
     until(lambda: stage.runs("after") == 1, "a new one runs")
-
-
-def test_actor_i2_message_is_run_when_the_database_is_lost_as_its_rate_is_looked_at(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given an actor with a rate, in order
-    company, lost = stage.company, list[int]()
-    dramatiq.actor(broker=company.broker, actor_name="rated", rate_limit="100000/m", ordering_key="a")(company._note)
-    looks = company.broker.rates.waits
-
-    def loses(conn: Connection, *args: Any, **options: Any) -> Any:
-        if not lost:
-            lost.append(conn.info.backend_pid)
-            conn.close()
-        return looks(conn, *args, **options)
-
-    monkeypatch.setattr(company.broker.rates, "waits", loses)
-    # When the connection is lost, as its first message has been admitted
-    for name in ("a0", "a1"):
-        company.broker.actors["rated"].send(name)
-    stage.work()
-    # Then both run all the same, in the same process
-    stage.drained()
-    assert (len(lost), stage.one(RUNS, "^a")) == (1, ["a0", "a1"])
