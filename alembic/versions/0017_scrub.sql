@@ -1,2 +1,0 @@
--- A stub.
-select 1;
