@@ -53,6 +53,13 @@ def test_results_i3_failure_is_stored_by_the_commit_that_parks_when_a_message_is
     def breaks() -> None:
         raise RuntimeError("the reason")
 
+    # And something that hears of its end before dramatiq's Results, and takes longer than it takes to write it down
+    class Slow(dramatiq.Middleware):
+        def after_nack(self, _broker: dramatiq.Broker, _message: dramatiq.MessageProxy) -> None:
+            until(stage.parked, "it is parked")
+            until(lambda: stage.one("select count(*) from outbox.parked where reason = 'poison'"), "it is given up")
+
+    stage.company.broker.add_middleware(Slow())
     stage.work()
     # When its message is given up
     message = breaks.send()
