@@ -187,6 +187,7 @@ class Stack:
             self.state,
             self.sockets,
             self.postgres,
+            home=Path.cwd(),
             actors=bool(self.environment.get("OUTBOX_ACTORS")),
             relay=bool(self.environment.get("OUTBOX_RELAY")),
         )

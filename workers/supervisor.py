@@ -36,10 +36,16 @@ SERVERS = ("postgres", "mailserver")
 
 WORKERS = ("clock", "index", "blob", "mail", "saga", "actors", "relay")
 
+#: Those that import the application's modules.
+_OF_APPLICATION = ("saga", "actors")
+
 ACTORS_WAIT = 600
 """Seconds for actors to finish: dramatiq's own limit."""
 
 _FOR_EVER = 1_000_000_000
+
+#: What a value of the configuration can't have in it.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\"]|\s[;#]")
 
 _CONTROL = """[unix_http_server]
 file={socket}
@@ -189,12 +195,19 @@ def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module)
 
 
-def embedded(state: Path, sockets: Path, postgres: Postgres, *, actors: bool = False, relay: bool = False) -> str:
+def embedded(
+    state: Path, sockets: Path, postgres: Postgres, *, home: Path, actors: bool = False, relay: bool = False
+) -> str:
     """The configuration of the embedded stack. Only the servers start by themselves: the workers need a schema.
-    `actors`, `relay`: whether any are configured."""
-    programs = servers(state, sockets, postgres) + workers(autostart=False, actors_wait=30)
+    `home`: where the application's modules are looked for, unless its name can't stand there. `actors`, `relay`:
+    whether any are configured."""
     wanted = {"actors": actors, "relay": relay}
-    programs = [program for program in programs if wanted.get(program.name, True)]
+    modules = None if _UNFIT.search(str(home)) else str(home)
+    programs = servers(state, sockets, postgres) + [
+        program._replace(directory=modules) if program.name in _OF_APPLICATION else program
+        for program in workers(autostart=False, actors_wait=30)
+        if wanted.get(program.name, True)
+    ]
     return _EMBEDDED.format(
         control=_CONTROL.format(socket=_value(f"{sockets / CONTROL_SOCKET}")),
         # Without it, supervisord warns root that it keeps root's rights.
@@ -241,7 +254,7 @@ def section(program: Program, logs: str) -> str:
 
 
 def _value(text: str, *, expansions: int = 1) -> str:
-    if re.search(r"[\x00-\x1f\x7f\"]|\s[;#]", text):
+    if _UNFIT.search(text):
         raise NotReady(f"the path {text!r} can't stand in supervisord's configuration: use one without quotes and ` ;`")
     return text.replace("%", "%" * 2**expansions)
 

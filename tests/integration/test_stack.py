@@ -90,6 +90,71 @@ def test_up_runs_everything_and_says_so_again(stack: Stack) -> None:
     at_work(stack)
 
 
+def test_up_runs_the_sagas_and_actors_of_the_directory_it_is_called_in(home: Path) -> None:
+    # Given a directory with an application's module
+    directory = home / "application"
+    directory.mkdir()
+    (directory / "hello.py").write_text(_HELLO, encoding="utf-8")
+    environment = {**os.environ, "OUTBOX_ACTORS": "hello", "OUTBOX_SAGAS": "hello"}
+    state = home / "of-application"
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            words, cwd=directory, env=environment | {"OUTBOX_STATE": str(state)}, text=True, check=True, timeout=LIMIT,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        return done.stdout
+
+    run(*UP, str(state))
+    try:
+        # When it sends, then its actor runs, and its saga comes to its end
+        assert run(sys.executable, "hello.py").split() == ["7", "completed"]
+    finally:
+        Stack(state).down()
+
+
+_HELLO = f"""
+import time
+
+import dramatiq
+from dramatiq.results import Results
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from outbox import Outbox, Saga, Settings
+from outbox.actor import OutboxBroker, OutboxResults
+
+settings = Settings.load()
+Session = sessionmaker(create_engine(settings.sqlalchemy_url))
+broker = OutboxBroker(Outbox(Session, settings))
+broker.add_middleware(Results(backend=OutboxResults(broker)))
+dramatiq.set_broker(broker)
+greeting = Saga("greeting", dict)
+
+
+@greeting.function(kind="pivot")
+def greet(session, run):
+    return {{}}
+
+
+@dramatiq.actor(store_results=True)
+def count(word):
+    return len(word)
+
+
+if __name__ == "__main__":
+    with Session.begin() as session:
+        sent = count.send("letters")
+        saga = greeting.start(session, {{}})
+    print(sent.get_result(block=True, timeout={LIMIT * 1000}))
+    deadline = time.monotonic() + {LIMIT}
+    while (state := greeting.state(session, saga)) != "completed" and time.monotonic() < deadline:
+        session.rollback()
+        time.sleep(0.05)
+    print(state)
+"""
+
+
 def test_state_is_private(stack: Stack) -> None:
     everybody = 0o001 if os.geteuid() == 0 else 0  # root's Postgres passes through as a user of its own
     assert stack.state.stat().st_mode & 0o077 == everybody

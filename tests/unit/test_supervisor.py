@@ -81,7 +81,7 @@ def test_embedded_in_any_directory(tmp_path: Path, name: str) -> None:
     postgres = Postgres(state / "pg", sockets)
     postgres.user = None  # the parser looks users up
     file = state / "supervisord.conf"
-    file.write_text(supervisor.embedded(state, sockets, postgres), encoding="utf-8")
+    file.write_text(supervisor.embedded(state, sockets, postgres, home=state.parent), encoding="utf-8")
     programs = read(file)
     assert programs.pop("socket") == str(sockets / "ctl.sock")
     assert programs["postgres"]["argv"] == postgres.command
