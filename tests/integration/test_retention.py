@@ -320,6 +320,59 @@ def test_retention_keeps_what_is_not_archived_or_not_carried_and_what_is_not_the
     assert bench.conn.execute("select outbox.drop_partition(2000000, '1 day')").fetchone() == (False,)
 
 
+def test_retention_i8_base_keeps_the_newer_word_when_an_older_one_was_repeated_later(bench: Bench, shelf: Path) -> None:
+    # Given a key that was put twice, both dropped; and then the first one was repeated
+    reader = bench.reader()
+    old = _put(bench, "k", 1)
+    _put(bench, "k", 2)
+    fill(bench)
+    bench.drain(reader)
+    grow_old(bench.admin)
+    drop_all(bench.conn, shelf)
+    newer = base(bench.admin)
+    bench.admin.execute(
+        "insert into outbox.log (target, action, key, payload, headers) values (%s, 'put', 'k', '{}', "
+        "jsonb_build_object('replay', jsonb_build_object('of', %s::bigint, 'since', %s::bigint)))",
+        (TARGET, old, old),
+    )
+    fill(bench)
+    bench.drain(reader)
+    grow_old(bench.admin)
+    # When what it is in is dropped, too, then the base says what the second one said
+    assert len(drop_all(bench.conn, shelf)) == 1
+    assert base(bench.admin) == newer
+
+
+def test_retention_i8_drops_nothing_that_is_not_carried_or_that_somebody_needs_by_now(
+    bench: Bench, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a partition that is archived, by somebody who was killed then
+    reader = bench.reader()
+    start = tick.latest(bench.conn).id
+    _put(bench, "a", 1)
+    fill(bench)
+    bench.drain(reader)
+    grow_old(bench.admin)
+    (each,) = retention.plan(bench.conn, AGE).ready
+
+    def dies(name: str) -> None:
+        if name == "retention.noted":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(retention, "hit", dies)
+        retention.drop(bench.conn, each, shelf, age=AGE)
+    # When it is dropped, then what is live in it has to be carried first
+    with pytest.raises(psycopg.Error, match="not archived and carried"):
+        bench.conn.execute("select outbox.drop_partition(%s, '1 day')", (each.until,))
+    # And when somebody needs it, who came after the plan was made, it stays
+    follower.register(bench.conn, "site", start)
+    with pytest.raises(NotReady, match="held by follower site"):
+        retention.drop(bench.conn, each, shelf, age=AGE)
+    follower.remove(bench.conn, "site")
+    retention.drop(bench.conn, each, shelf, age=AGE)
+
+
 # ------------------------------------------------------------------------------------------------ the lock
 
 
