@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from outbox.aio import AsyncOutbox
-    from outbox.database import Connection
     from outbox.session import Outbox
 
 LANES = 4
