@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     if module is None:
         return 1
     try:
-        return int(module.run(args))
+        status = int(module.run(args))
+        sys.stdout.flush()  # here, where it is known what a closed pipe means
+        return status  # noqa: TRY300 - what is printed is part of it
     except psycopg.errors.InsufficientPrivilege as error:
         role = getattr(module, "ROLE", "outbox_operator")
         advice = f"name a user in OUTBOX_DATABASE that is a member of {role} (GRANT {role} TO …)"
