@@ -2,7 +2,7 @@
 --   and where it begins.
 -- Locks: none. Tables: outbox.identity, outbox.era, outbox.tick, outbox.lane, outbox.horizon, the sequence (read).
 -- Called by: outbox.status.read.
-select i.log, e.number as era, e.halted, case when q.is_called then q.last_value else q.last_value - 1 end as last_id,
+select i.log, e.number as era, e.halted, coalesce(pg_sequence_last_value('outbox.log_id'), 0) as last_id,
        t.id as tick, t.high, extract(epoch from outbox.now() - t.at)::float8 as tick_seconds,
        c.owner is not null and c.lease_until > outbox.now() as clock_runs, c.epoch as clock_epoch,
        case when c.state = 'stopped' then c.reason end as clock_stopped,
@@ -11,7 +11,7 @@ select i.log, e.number as era, e.halted, case when q.is_called then q.last_value
           from pg_inherits h join pg_class c on c.oid = h.inhrelid
          where h.inhparent = 'outbox.log'::regclass) as room_until,
        h.id as first_id, h.tick as first_tick
-  from outbox.identity i, (select * from outbox.era order by number desc limit 1) e, outbox.log_id q, outbox.lane c,
+  from outbox.identity i, (select * from outbox.era order by number desc limit 1) e, outbox.lane c,
        outbox.horizon h,
        (select * from outbox.tick order by id desc limit 1) t
  where c.target = 'clock' and c.lane = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import uuid
 from typing import Any
 
 import psycopg
 import pytest
 
-from outbox import database, era, lane, tick
+from outbox import database, era, lane, sql, tick
 from outbox.errors import Fenced, NotThisLog
 from tests.fixtures.lanes import Bench
 from workers.clock import Clock, keep_house
@@ -47,6 +48,44 @@ def test_clock_ticks_again_when_a_transaction_ends_that_had_drawn_an_id(bench: B
         assert bench.clock.step()
     assert ticks(bench) == before + 1
     assert not bench.clock.step()
+
+
+def test_clock_i2_sees_the_sequence_never_go_back_under_traffic(server: Postgres, database: str, bench: Bench) -> None:
+    """What `nextval` has in the sequence's page while it writes its WAL record is 32 ids ahead of the last one drawn.
+
+    A tick with such a `low` hides intents: those of its successor are looked for above it.
+    """
+    done = threading.Event()
+
+    def draw() -> None:
+        with psycopg.connect(server.url(database=database), autocommit=True) as conn:
+            while not done.is_set():
+                conn.execute("select nextval('outbox.log_id') from generate_series(1, 1000)")
+
+    threads = [threading.Thread(target=draw) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        # In the server, as often as can be: it takes a few hundred thousand looks to meet the moment.
+        bench.admin.execute("create temp table seen (looks int, back int)")
+        bench.admin.execute(
+            f"""do $$
+            declare reading record; last bigint := 0; back int := 0; looks int := 0;
+            begin
+              while looks < 400000 loop
+                execute $poll${sql.load("tick_poll")}$poll$ into reading;
+                back := back + (reading.low < last)::int;
+                last := reading.low;
+                looks := looks + 1;
+              end loop;
+              insert into seen values (looks, back);
+            end $$"""
+        )
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert bench.admin.execute("select looks, back from seen").fetchone() == (400000, 0)
 
 
 def test_clock_i6_stops_when_another_has_taken_over(bench: Bench) -> None:
