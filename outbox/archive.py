@@ -184,7 +184,11 @@ def _part(folder: Path, name: str) -> Iterator[tuple[IO[bytes], Path]]:
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise NotReady("another process has just archived the same partition: look again")
         file.truncate()
-        yield file, path
+        try:
+            yield file, path
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _upload(bucket: Bucket, name: str, file: IO[bytes], size: int) -> None:

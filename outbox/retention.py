@@ -177,7 +177,10 @@ def _archive(
 
 
 def _rows(conn: psycopg.Connection[Any], partition: Partition, progress: Callable[[int], None]) -> Iterator[Archived]:
-    """Page by page, so that no transaction is open for as long as it takes. Nothing changes in there any more."""
+    """Page by page, so that no transaction is open for as long as it takes. Nothing changes in there any more.
+
+    Raises `NotReady` when it was dropped meanwhile: an archive without its rows must not lie beside the right one.
+    """
     after = partition.first - 1
     while True:
         wanted = {"after": after, "until": partition.until, "limit": PAGE}
@@ -186,6 +189,8 @@ def _rows(conn: psycopg.Connection[Any], partition: Partition, progress: Callabl
             yield Archived(Intent(*row[:8]), *row[8:])
         progress(len(page))
         if len(page) < PAGE:
+            if conn.execute("select from outbox.partition where first = %s", (partition.first,)).fetchone() is None:
+                raise NotReady(f"another process has just dropped {partition.name}: look again")
             return
         after = page[-1][0]
 

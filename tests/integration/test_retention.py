@@ -400,6 +400,22 @@ def test_retention_gives_way_when_transactions_that_use_the_log_are_open(
     assert base(bench.admin) == {"a": 1}
 
 
+def test_retention_i8_archives_nothing_of_a_partition_that_another_has_dropped(bench: Bench, shelf: Path) -> None:
+    reader = bench.reader()
+    _put(bench, "a", 1)
+    fill(bench)
+    bench.drain(reader)
+    grow_old(bench.admin)
+    # Given two who have made the same plan, and one who has carried it out
+    (each,) = retention.plan(bench.conn, AGE).ready
+    retention.drop(bench.conn, each, shelf, age=AGE)
+    # Then the other one is told so, and leaves no archive that says that there was nothing
+    with pytest.raises(NotReady, match="has just dropped"):
+        retention.drop(bench.conn, each, shelf, age=AGE)
+    assert [archive.verify(found) for found in archive.find(shelf)] == [1]
+    assert [entry for entry in shelf.iterdir() if entry.name.startswith(".")] == []
+
+
 def test_retention_i2_carries_and_drops_nothing_twice_when_two_do_it_at_once(bench: Bench, shelf: Path) -> None:
     reader = bench.reader()
     for n in range(150):
