@@ -37,6 +37,7 @@ from outbox.actor import cron, queue, rate, results, turn, unique
 from outbox.actor.delivered import FINISHING, Delivered
 from outbox.actor.letter import intent_of, target_of
 from outbox.actor.sender import Sender
+from outbox.actor.signals import Signals
 from outbox.actor.transaction import atransaction, transaction
 from outbox.database import Connection
 from outbox.errors import NotReady
@@ -87,6 +88,7 @@ class OutboxBroker(dramatiq.Broker):
         the workers connect as, a member of outbox_actor (by default `settings`, or what OUTBOX_ACTOR_DATABASE names).
         `lanes`: of queues that are new. `missing`: how often a message is put back whose actor a worker doesn't have.
         """
+        self._signals = Signals(self)
         super().__init__(middleware)
         self.actor_options |= turn.OPTIONS | rate.OPTIONS | unique.OPTIONS | cron.OPTIONS
         self.rates = rate.Rates()
@@ -344,7 +346,7 @@ class OutboxBroker(dramatiq.Broker):
             if self._delivery is not None:
                 self._delivery.leave()
         if not _unbegun(args):
-            super().emit_before(signal, *args, **kwargs)
+            self._signals.before(signal, args, kwargs)
 
     def _begin(self, message: Delivered) -> None:
         _MESSAGE.set(message)
@@ -366,7 +368,7 @@ class OutboxBroker(dramatiq.Broker):
         token = FINISHING.set(args[0]) if ends and isinstance(args[0], Delivered) else None
         try:
             if not _unbegun(args):
-                super().emit_after(signal, *args, **kwargs)
+                self._signals.after(signal, args, kwargs)
         finally:
             if token is not None:
                 FINISHING.reset(token)

@@ -34,8 +34,29 @@ class Hold(NamedTuple):
     holder: UUID | None
 
 
+def _always() -> bool:
+    return True
+
+
 class Delivered(MessageProxy):
     """A message that is to be run, or was."""
+
+    #: Seconds until it is to be tried again, once that was asked for.
+    retry: float | None = None
+    #: Whether its actor has begun a transaction that acknowledges it.
+    in_transaction = False
+    #: Whether that is known to have committed.
+    done = False
+    #: Whether it was never begun, because it is in other hands by now.
+    stale = False
+    #: Seconds until it may begin, if it was never begun because it is over its rate limit.
+    wait: float | None = None
+    #: Whose worker has it, once it is run.
+    broker: dramatiq.Broker | None = None
+    #: What is to be stored with its acknowledgement.
+    result: Result | None = None
+    #: Whether its actor's own transaction has done that.
+    result_stored = False
 
     def __init__(
         self,
@@ -49,8 +70,12 @@ class Delivered(MessageProxy):
         attempts: int = 0,
         deaths: int = 0,
         kept: bool = False,
+        consumer: UUID | None = None,
+        mine: Callable[[], bool] = _always,
     ) -> None:
         super().__init__(message)
+        # Its fields are asked for a dozen times: not through dramatiq's `__getattr__`.
+        self.__dict__.update(vars(message))
         self.id = id
         self.hold = hold
         self.priority = priority
@@ -63,23 +88,10 @@ class Delivered(MessageProxy):
         self.deaths = deaths
         #: Whether something of an earlier try is kept (`actor_keep`).
         self.kept = kept
-        #: Seconds until it is to be tried again, once that was asked for.
-        self.retry: float | None = None
-        #: Whether its actor has begun a transaction that acknowledges it, and whether that is known to have committed.
-        self.in_transaction = self.done = False
         #: The consumer that has it in hand.
-        self.consumer: UUID | None = hold.holder
-        #: Whether it was never begun, because it is in other hands by now.
-        self.stale = False
-        #: Seconds until it may begin, if it was never begun because it is over its rate limit.
-        self.wait: float | None = None
-        #: Whose worker has it, once it is run.
-        self.broker: dramatiq.Broker | None = None
-        #: What is to be stored with its acknowledgement, and whether its actor's own transaction has done that.
-        self.result: Result | None = None
-        self.result_stored = False
+        self.consumer = consumer or hold.holder
         #: What the worker asks before it begins.
-        self.mine: Callable[[], bool] = _always
+        self.mine = mine
 
     @property
     def begun(self) -> bool:
@@ -101,7 +113,3 @@ def failure_of(actor: str, error: BaseException | None) -> str:
         trace = trace.tb_next
     where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
     return f"{actor} raised {type(error).__name__}{where}"
-
-
-def _always() -> bool:
-    return True

@@ -28,6 +28,7 @@ OPTIONS = frozenset({"ordering_key", "pass_dead_letters", "concurrency_key", "co
 LIMIT_MOST = 9999
 """The most messages of a key that run at a time. Beyond that, it is no limit."""
 
+_WAITS = "send."
 _ORDERED = "send.ordered"
 _PASSED = "send.ordered.passed"
 _LIMITED = re.compile(r"send\.limited\.([1-9][0-9]{0,3})")
@@ -52,6 +53,8 @@ class Turn(NamedTuple):
 
 def turn_in(intent: Intent) -> Turn | None:
     """The turn that an intent waits for; None: its key means nothing."""
+    if not intent.action.startswith(_WAITS):
+        return None  # as nearly all do
     if intent.action in (_ORDERED, _PASSED):
         return Turn(intent.key, 0, intent.action == _PASSED)
     found = _LIMITED.fullmatch(intent.action)

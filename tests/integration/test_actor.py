@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -355,13 +356,20 @@ def test_actor_i2_message_of_a_missing_actor_is_parked_when_it_was_put_back_ofte
 def test_actor_i2_what_is_no_message_is_parked_and_nothing_stops(stage: Stage) -> None:
     # Given things that somebody wrote into a queue by hand
     stage.company.broker.registered("default")
-    for action, payload in (("send", '{"not": "a message"}'), ("other", "{}"), ("send", "1e5000"), ("send", "[1]")):
+    message = json.loads(stage.company.note.message("y").encode())
+    odd = {
+        "queue_name": 5, "actor_name": ["note"], "args": "ab", "kwargs": [], "options": None, "message_id": {},
+        "message_timestamp": "now",
+    }  # fmt: skip
+    no_message = [("send", '{"not": "a message"}'), ("other", "{}"), ("send", "1e5000"), ("send", "[1]")]
+    no_message += [("send", json.dumps({**message, field: value})) for field, value in odd.items()]
+    for action, payload in no_message:
         stage.admin.execute("select outbox.emit('actor.default', %s, 'k', %s)", (action, payload))
     stage.company.note.send("x")
     stage.work()
     stage.drained()
     # Then each is parked, with what to do
-    assert (stage.runs("x"), [row[0] for row in stage.parked()]) == (1, ["poison"] * 4)
+    assert (stage.runs("x"), [row[0] for row in stage.parked()]) == (1, ["poison"] * len(no_message))
 
 
 # -------------------------------------------------------------------------------------------- join, flush

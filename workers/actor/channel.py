@@ -37,7 +37,10 @@ class Channel:
         self.queue = queue
         self.target = target
         self._ready: list[tuple[int, int, Delivered]] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        #: How many wait for a change.
+        self._waiting = 0
         self._prefetch = 1
         #: Messages that dramatiq has and has not given back.
         self._out = 0
@@ -49,40 +52,45 @@ class Channel:
 
     def begin(self, prefetch: int) -> None:
         """A consumer takes messages, up to so many at a time."""
-        with self._changed:
+        with self._lock:
             self._prefetch, self._open = max(1, prefetch), True
             self._moved = time.monotonic()
 
     def put(self, messages: Iterable[Delivered]) -> None:
         """Messages that are claimed, durably, or given back unbegun."""
-        with self._changed:
+        with self._lock:
             for message in messages:
                 heapq.heappush(self._ready, (message.priority, message.id, message))
-            self._changed.notify()
+            if self._waiting:
+                self._changed.notify_all()
 
     def get(self, timeout: float) -> Delivered | None:
         """The most urgent message; None after `timeout` seconds without one, or without a free hand."""
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                if self._open and self._ready and self._out < self._prefetch and self._ready[0][2].mine():
-                    self._out += 1
-                    self._moved = time.monotonic()
-                    return heapq.heappop(self._ready)[2]
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
+        now = time.monotonic()
+        deadline = now + timeout
+        with self._lock:
+            while not (self._open and self._ready and self._out < self._prefetch and self._ready[0][2].mine()):
+                self._waiting += 1
+                self._changed.wait(deadline - now)
+                self._waiting -= 1
+                now = time.monotonic()
+                if now >= deadline:
                     return None
+            self._out += 1
+            self._moved = now
+            return heapq.heappop(self._ready)[2]
 
     def finished(self) -> None:
         """Dramatiq has given one back."""
-        with self._changed:
+        with self._lock:
             self._out -= 1
             self._finished += 1
-            self._changed.notify()
+            if self._waiting:
+                self._changed.notify_all()
 
     def withdraw(self, lane: int | None = None) -> list[Delivered]:
         """Take those back that nobody has begun: what came straight from one lane, or all."""
-        with self._changed:
+        with self._lock:
             gone: list[tuple[int, int, Delivered]] = []
             stay: list[tuple[int, int, Delivered]] = []
             for entry in self._ready:
@@ -94,7 +102,7 @@ class Channel:
 
     def drop(self, ids: Collection[int]) -> list[Delivered]:
         """Take those back of these that nobody has begun."""
-        with self._changed:
+        with self._lock:
             gone = [entry for entry in self._ready if entry[2].id in ids]
             self._ready = [entry for entry in self._ready if entry[2].id not in ids]
             heapq.heapify(self._ready)
@@ -102,7 +110,7 @@ class Channel:
 
     def shut(self) -> None:
         """Give nothing out any more, until `begin`."""
-        with self._changed:
+        with self._lock:
             self._open = False
 
     @property
@@ -119,7 +127,7 @@ class Channel:
 
         None as long as it would be few: a claim is some round trips and a write, and has to be worth it.
         """
-        with self._changed:
+        with self._lock:
             self._count()
             ahead = max(self._prefetch, min(AHEAD_MOST, round(self._rate * AHEAD)))
             more = self._prefetch + ahead - self._out - len(self._ready) if self._open else 0
@@ -137,7 +145,7 @@ class Channel:
 
     def busy(self) -> bool:
         """Whether all hands have been full for a while."""
-        with self._changed:
+        with self._lock:
             return self._out >= self._prefetch and time.monotonic() - self._moved > BUSY_AFTER
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import psycopg
 
-from outbox import tick
+from outbox import log, tick
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered
 from outbox.database import Connection, connect, reason
@@ -314,7 +314,8 @@ class Delivery:
             if holding not in seen and limit <= 0:
                 continue
             page = seen[holding] if holding in seen else holding.read(conn, self._newest, limit)
-            messages = self._intake.page(conn, holding, page, limit) if page else []
+            with log.no_collection():
+                messages = self._intake.page(conn, holding, page, limit) if page else []
             hunger[holding.lane.target] -= len(messages)
             self._estate.claimed += messages
             more = more or bool(page)

@@ -6,7 +6,7 @@ may be one of the next deployment, or of the last: its messages are put back for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from uuid import UUID
 
@@ -16,7 +16,7 @@ import psycopg
 from outbox.actor.broker import OutboxBroker
 from outbox.actor.delivered import Delivered, Hold
 from outbox.actor.letter import message_of
-from outbox.actor.turn import turn_in
+from outbox.actor.turn import Turn, turn_in
 from outbox.database import Connection
 from outbox.errors import Permanent
 from outbox.intent import Intent
@@ -64,9 +64,8 @@ class Intake:
                 holding.parkings.append(Parking(intent.id, "blocked"))
             else:
                 holding.open.add(intent.id)
-                message = self._message(intent, Taken(intent, 0, 0, None), hold, holding)
+                message = self._message(intent, hold, holding, turn, holding.mine)
                 if message is not None:
-                    message.mine = holding.mine
                     made.append(message)
                     if len(made) == limit:
                         break
@@ -83,8 +82,10 @@ class Intake:
             # One that was begun before may have had its effect: its saga has to know, and to undo it.
             if one.intent.id in void and one.attempts == 1 and one.deaths == 1:
                 self._ledger.withdraw(one.intent, told=void[one.intent.id])
-            elif message := self._message(one.intent, one, hold, None):
-                message.mine = self._keeper.attends
+            elif message := self._message(
+                one.intent, hold, None, turn_in(one.intent), self._keeper.attends,
+                attempts=one.attempts, deaths=one.deaths, options=_kept(one),
+            ):  # fmt: skip
                 made.append(message)
         return self._in_time(conn, made, None)
 
@@ -103,9 +104,20 @@ class Intake:
                 self._ledger.settle(Settled(message, Said.WAIT), holding)
         return [message for message in messages if message.wait is None]
 
-    def _message(self, intent: Intent, taken: Taken, hold: Hold, holding: Holding | None) -> Delivered | None:
+    def _message(
+        self,
+        intent: Intent,
+        hold: Hold,
+        holding: Holding | None,
+        turn: Turn | None,
+        mine: Callable[[], bool],
+        *,
+        attempts: int = 0,
+        deaths: int = 0,
+        options: dict[str, object] | None = None,
+    ) -> Delivered | None:
         try:
-            message, wrong = message_of(intent, _kept(taken)), ""
+            message, wrong = message_of(intent, options), ""
         except Permanent as error:
             message, wrong = dramatiq.Message("", "", (), {}, {}), str(error)
         actor = self._broker.actors.get(message.actor_name)
@@ -115,19 +127,20 @@ class Intake:
             hold=hold,
             priority=0 if actor is None else actor.priority,
             saga=intent.saga,
-            turn=turn_in(intent),
-            attempts=taken.attempts,
-            deaths=taken.deaths,
-            kept=taken.options is not None,
+            turn=turn,
+            attempts=attempts,
+            deaths=deaths,
+            kept=options is not None,
+            consumer=self._holder,
+            mine=mine,
         )
-        made.consumer = self._holder
         if wrong:
             self._ledger.settle(Settled(made, Said.DEAD, wrong), holding)
             return None
-        if actor is None and taken.attempts < self._broker.missing:
+        if actor is None and attempts < self._broker.missing:
             # Dramatiq would reject it at once, and does when it has been put back often enough.
             why = f"there is no actor {message.actor_name} in the workers of its queue: deploy it, or skip the message"
-            made.retry = MISSING.wait(max(1, taken.attempts))
+            made.retry = MISSING.wait(max(1, attempts))
             self._ledger.settle(Settled(made, Said.RETRY, why), holding)
             return None
         return made
