@@ -80,6 +80,10 @@ class SagaRefused(Permanent):
     """A definition that can't keep the promise, or a saga that can't be started so; the text says why."""
 
 
+class MessageAbandoned(Permanent):
+    """What is stored as the result of a message whose actor has not ended it: its workers died, or it was skipped."""
+
+
 class NotThisLog(Permanent):
     """A position names a tick that this log doesn't have: the participant has seen another history."""
 

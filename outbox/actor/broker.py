@@ -20,11 +20,9 @@ messages that don't fit the log (`PayloadTooLarge`, `PayloadInvalid`).
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,7 +33,7 @@ from dramatiq.middleware import Middleware, SkipMessage
 
 from outbox.actor import cron, queue, rate, results, turn, unique
 from outbox.actor.delivered import FINISHING, Delivered
-from outbox.actor.letter import intent_of, target_of
+from outbox.actor.letter import due_of, intent_of, target_of
 from outbox.actor.sender import Sender
 from outbox.actor.signals import Signals
 from outbox.actor.transaction import atransaction, transaction
@@ -216,7 +214,7 @@ class OutboxBroker(dramatiq.Broker):
 
     def _write(self, message: dramatiq.Message[Any], conn: Connection | None) -> tuple[dramatiq.Message[Any], int]:
         """Into the log. → the message, or what has its key; and the intent's id, 0 if that is drawn at the commit."""
-        intent = intent_of(message, turn=self._turn(message), due=_due(message))
+        intent = intent_of(message, turn=self._turn(message), due=due_of(message))
         session = None if conn is not None else self.session()
         statement, parameters = unique.statement(message, intent)
         if session is not None and self.outbox is not None:
@@ -243,10 +241,14 @@ class OutboxBroker(dramatiq.Broker):
     def _again(self, message: Delivered, delay: int | None) -> dramatiq.Message[Any]:
         """A message that is in hand is to be run again: the same intent is parked, when it is acknowledged."""
         wait = max(0, delay or 0)
+        again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
+        if message.done:
+            # Its actor has acknowledged it, and failed after that: this was its only try, and who waits hears of it.
+            message.fail()
+            return again
         self.emit_before("enqueue", message, delay)
         message.retry = wait / 1000
         self.emit_after("enqueue", message, delay)
-        again: dramatiq.Message[Any] = message.copy(options={"eta": current_millis() + wait})
         return again
 
     def draft(self, message: dramatiq.Message[Any]) -> Intent:
@@ -389,10 +391,3 @@ def _unbegun(args: tuple[Any, ...]) -> bool:
     """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
     store that it was skipped.)"""
     return bool(args) and isinstance(args[0], Delivered) and not args[0].begun
-
-
-def _due(message: dramatiq.Message[Any]) -> datetime | None:
-    eta = message.options.get("eta")
-    if isinstance(eta, bool) or not isinstance(eta, int | float):
-        return None
-    return None if eta / 1000 <= time.time() else datetime.fromtimestamp(eta / 1000, UTC)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from datetime import datetime
+import time
+from datetime import UTC, datetime
 from hashlib import md5
 from typing import Any
 from uuid import UUID
@@ -59,6 +60,14 @@ def intent_of(
         raise PayloadInvalid("dramatiq's encoder doesn't write a JSON object: use dramatiq.JSONEncoder")
     action, key = (ACTION, message.message_id) if turn is None else (turn.action, turn.key)
     return Intent.make(target_of(message.queue_name), action, key, fields, due=due, saga=saga)
+
+
+def due_of(message: dramatiq.Message[Any]) -> datetime | None:
+    """The time before which a message is not to be run; None: now."""
+    eta = message.options.get("eta")
+    if isinstance(eta, bool) or not isinstance(eta, int | float):
+        return None
+    return None if eta / 1000 <= time.time() else datetime.fromtimestamp(eta / 1000, UTC)
 
 
 def message_of(intent: Intent, options: dict[str, Any] | None = None) -> dramatiq.Message[Any]:

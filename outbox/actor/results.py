@@ -40,6 +40,9 @@ logger = logging.getLogger("outbox.actor")
 RESULT_LIMIT = 1024 * 1024
 """Bytes of a result. Whoever returns more puts a blob, and returns its key."""
 
+TTL_MOST = 100 * 365 * 24 * 3600 * 1000
+"""Milliseconds that a result is kept, at most: a hundred years, which Postgres can still reckon with."""
+
 _NOT_JSON = "dramatiq's encoder doesn't write JSON, and results are nothing else: use dramatiq.JSONEncoder"
 
 
@@ -86,6 +89,8 @@ class OutboxResults(ResultBackend):
 
     def _keep(self, message: dramatiq.Message[Any] | Delivered, result: Any, ttl: int) -> None:
         key = self.build_message_key(message)
+        if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= TTL_MOST:
+            raise IntentRefused(f"the result_ttl of {message.actor_name} is not a number of milliseconds: give one")
         if not isinstance(message, Delivered) or message.broker is not self._broker:
             self._store(key, result, ttl)
         elif message.result is None:  # else the actor has said it in its transaction, or the message has failed
@@ -186,7 +191,10 @@ def fail(broker: OutboxBroker, message: Delivered) -> None:
     """A message has failed for good. dramatiq stores why only after it has given the message back: too late to go with
     that."""
     for one in _middleware(broker):
-        one.after_nack(broker, message)
+        try:
+            one.after_nack(broker, message)
+        except Exception as error:  # noqa: BLE001 - as of all middleware: the message comes first
+            logger.warning("the failure of intent %d can't be stored (%s)", message.id, type(error).__name__)
 
 
 def _middleware(broker: OutboxBroker) -> list[Results]:

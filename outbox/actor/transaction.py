@@ -44,7 +44,7 @@ def transaction(broker: Sending, message: Delivered | None) -> Iterator[Session]
         with sessions() as session, session.begin(), broker.using(session):
             yield session
             _acknowledge(session, running)
-        running.done = running.result_stored = True
+        running.done, running.result_stored = True, running.result is not None
 
 
 @asynccontextmanager
@@ -61,17 +61,18 @@ async def atransaction(broker: Sending, message: Delivered | None, sessions: Any
             with broker.using(session.sync_session):
                 yield session
                 await session.run_sync(_acknowledge, running)
-        running.done = running.result_stored = True
+        running.done, running.result_stored = True, running.result is not None
 
 
 @contextmanager
 def _ending(message: Delivered) -> Iterator[None]:
     """What was said of a result in a transaction that came to nothing is forgotten."""
+    before = message.result
     try:
         yield
-    finally:
-        if not message.done:
-            message.result = None
+    except BaseException:
+        message.result = before
+        raise
 
 
 def _running(message: Delivered | None, name: str) -> Delivered:

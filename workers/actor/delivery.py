@@ -32,7 +32,7 @@ from outbox.database import Connection, connect, reason
 from outbox.errors import OutboxError
 from outbox.failpoint import hit
 from outbox.retry import OUTAGE
-from workers.actor import glance, retries, share
+from workers.actor import ending, glance, retries, share
 from workers.actor.channel import Channel
 from workers.actor.consumer import Consumer, Said
 from workers.actor.estate import NEVER, Estate
@@ -248,7 +248,9 @@ class Delivery:
             # One that is done must not look as if it had been there when the next one kills this process.
             self._write(conn, at_once=True)
         for target in [one.target for one in due if one.hopeless]:
-            retries.give_up(conn, self._estate.of(target))
+            ending.give_up(conn, self._broker, self._estate.of(target))
+        for target in [one.target for one in due if one.untold]:
+            ending.tell_skipped(conn, self._broker, self._estate.of(target))
         if self._isolate(conn, next((one.target for one in due if one.often), None), hunger):
             return
         for target in [one.target for one in due if one.once]:

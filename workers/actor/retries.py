@@ -1,7 +1,8 @@
 """Retries: messages that are parked until their time comes, taken in hand again.
 
 Also those that were in hand when their worker died. Each of them may have killed it: after one death they are tried a
-few at a time, among others; after two, alone (`workers.actor.quarantine`). Who is alone then is given up.
+few at a time, among others; after two, alone (`workers.actor.quarantine`). Who is alone then is given up
+(`workers.actor.ending`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from outbox import parked, sql
+from outbox import sql
 from outbox.database import Connection
 from outbox.failpoint import hit
 from outbox.intent import Intent
-from outbox.saga import report
-from outbox.saga.report import Report
 from workers.actor.holding import Holding
 
 EVERY = 0.1
@@ -29,8 +28,6 @@ DEATHS_MOST = 10
 
 SUSPECTS = 4
 """Messages that were in hand once when their worker died are tried so many at a time."""
-
-_DEADLY = f"was in hand when its worker died: {DEATHS} times, and alone at last, or {DEATHS_MOST} times"
 
 
 class Taken(NamedTuple):
@@ -53,13 +50,14 @@ class Due(NamedTuple):
     plain: bool
     once: bool
     often: bool
-    #: Whether there are some to be given up.
+    #: Whether there are some to be given up, and some that were skipped (`workers.actor.ending`).
     hopeless: bool
+    untold: bool
 
 
 def ready(conn: Connection, holdings: Sequence[Holding]) -> list[Due]:
     """The queues of which something is due."""
-    rows = conn.execute(sql.load("actor_ready"), {**_lanes(holdings), "most": DEATHS_MOST, "alone": DEATHS})
+    rows = conn.execute(sql.load("actor_ready"), {**lanes_of(holdings), "most": DEATHS_MOST, "alone": DEATHS})
     return [Due(*row) for row in rows]
 
 
@@ -88,7 +86,7 @@ def take(
     rows = conn.execute(
         sql.load("actor_take"),
         {
-            **_lanes(holdings),
+            **lanes_of(holdings),
             "target": holdings[0].lane.target,
             "holder": holder,
             "least": deaths[0],
@@ -106,7 +104,7 @@ def take(
 
 def orphans(conn: Connection, holdings: Sequence[Holding]) -> None:
     """What is in the hands of a consumer that is gone is due at once, in our lanes."""
-    conn.execute(sql.load("actor_orphans"), _lanes(holdings))
+    conn.execute(sql.load("actor_orphans"), lanes_of(holdings))
 
 
 def accompany(conn: Connection, holder: UUID, number: int) -> None:
@@ -120,21 +118,7 @@ def recover(conn: Connection, holder: UUID, targets: Sequence[str], known: Colle
     return {row[0] for row in rows}
 
 
-def give_up(conn: Connection, holdings: Sequence[Holding]) -> None:
-    """Park those for good that have killed their workers, as far as anybody can know."""
-    with conn.transaction():
-        rows = conn.execute(
-            sql.load("actor_deadly"),
-            {**_lanes(holdings), "most": DEATHS_MOST, "alone": DEATHS, "error": _DEADLY},
-        ).fetchall()
-        # Nobody knows whether they got through: their sagas see to it.
-        steps = [number for number, of_saga in rows if of_saga]
-        if steps:
-            parked.remove(conn, steps)
-            report.send_of_actors(conn, [Report(number, "unknown", _DEADLY) for number in steps])
-
-
-def _lanes(holdings: Sequence[Holding]) -> dict[str, Any]:
+def lanes_of(holdings: Sequence[Holding]) -> dict[str, Any]:
     return {
         "targets": [h.lane.target for h in holdings],
         "lanes": [h.lane.lane for h in holdings],
