@@ -140,14 +140,14 @@ def test_results_what_is_returned_after_the_actors_own_commit_is_stored(stage: S
     company = stage.company
 
     @dramatiq.actor(broker=company.broker, store_results=True)
-    def pays() -> str:
+    def pays_and_returns() -> str:
         with company.broker.transaction() as session:
             session.execute(sa.text("insert into payment values ('once')"))
         return "paid"
 
     stage.work()
     # When it has run, then
-    assert pays.send().get_result(backend=company.results, block=True, timeout=WAIT) == "paid"
+    assert pays_and_returns.send().get_result(backend=company.results, block=True, timeout=WAIT) == "paid"
 
 
 @pytest.mark.parametrize("ends", ["well", "badly"])
