@@ -1,7 +1,7 @@
 """The power is cut under actors, again and again: nothing that was reported is gone, and nothing reported runs again.
 
-Reported to the application: a send that returned; a result that it got. The same look must find a loss when the workers'
-commits don't wait for the disk.
+Reported to the application: a send that returned; a result that it got. The same look must find a loss when the
+workers' commits don't wait for the disk.
 """
 
 from __future__ import annotations

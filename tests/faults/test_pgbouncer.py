@@ -156,3 +156,35 @@ def test_pgbouncer_i3_actors_have_their_results_limits_and_rates_through_it(
     until(lambda: stage.runs("whole") == 1, "the group calls back")
     until(lambda: len(stage.parked()) == 13, "the others wait")
     assert stage.one("select count(*) from effect where name ~ 'seldom'") == 7
+
+
+def test_pgbouncer_i2_i3_i6_actors_of_several_processes_go_on_through_it_when_one_is_killed(
+    stage: Stage, pgbouncer: PgBouncer, database: str
+) -> None:
+    # Given: two worker processes behind PgBouncer, one of which runs something long
+    users = {"OUTBOX_DATABASE": "app", "OUTBOX_ACTOR_DATABASE": "actor"}
+    stage.more = {name: pgbouncer.url(user, database) for name, user in users.items()}
+    workers = {worker.pid: worker for worker in (stage.start() for _ in range(2))}
+    owners = "select count(distinct owner) from outbox.lane where target = 'actor.default'"
+    until(lambda: stage.one(owners) == 2, "they share the lanes")
+    stage.company.waits.send("held", "gate")
+    until(lambda: stage.runs("held"), "it runs")
+    for _ in range(3):
+        stage.traffic()
+
+    # When: that one is killed
+    killed = workers.pop(stage.one("select pid from effect where name = 'held'"))
+    killed.kill()
+    killed.wait()
+    stage.traffic()
+
+    # Then: the other one has all of it, the long one too
+    until(lambda: stage.runs("held") == 2, "it runs again")
+    stage.open_gate("gate")
+    stage.drained("default", "other")
+    (other,) = workers.values()
+    other.terminate()
+    assert other.wait(LIMIT) == 0
+    # And: everything has come true, as it does without
+    stage.admin.execute("delete from effect where name = 'held'")
+    stage.survive()
