@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from dramatiq.errors import ConnectionError as BrokerLost
+from dramatiq.errors import BrokerConnectionError
 from dramatiq.results import ResultTimeout
 
 from outbox.settings import Settings
@@ -30,7 +30,7 @@ from tests.fixtures.site import LIMIT, until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-CYCLES = 8
+CYCLES = 5
 
 #: Cuts after which a worker that doesn't do its duty must have lost something. Mostly it is the first.
 BITES = 12
@@ -92,7 +92,7 @@ class Office:
                     timer.start()
             if told:
                 disk.cut()
-        except (BrokerLost, ResultTimeout, sa.exc.DBAPIError, psycopg.Error):
+        except (BrokerConnectionError, ResultTimeout, sa.exc.DBAPIError, psycopg.Error):
             if not self.machine.dark:
                 raise
         finally:
