@@ -88,8 +88,13 @@ def plan(conn: psycopg.Connection[Any], watermark: Watermark) -> Plan:
     return Plan(
         found,
         trouble,
-        [Undone(target, count, parked, 0 if target in IDEMPOTENT else count) for target, count, parked in rows],
+        [Undone(target, count, parked, 0 if _does_it_again(target) else count) for target, count, parked in rows],
     )
+
+
+def _does_it_again(target: str) -> bool:
+    """Whether what may have been done is done again, and nobody asks: actors run at least once."""
+    return target in IDEMPOTENT or target.startswith("actor.")
 
 
 def adopt(conn: psycopg.Connection[Any], plan: Plan, say: Callable[[str], None] = lambda _: None) -> Adopted:

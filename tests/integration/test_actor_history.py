@@ -41,8 +41,13 @@ def test_actor_i2_i3_queue_stops_when_the_log_can_not_go_on_and_goes_on_when_it_
     stage.start()
     assert "for the test" in until(lambda: stage.one(STOPPED), "the queue is stopped")
     assert stage.runs("open") == 0
-    # When it is adopted, then the same worker goes on, with what was before and with what comes
-    assert adopt(stage).not_done == 1
+    # When it is adopted, then nothing of it is in doubt, as was said before
+    with psycopg.connect(stage.admin.info.dsn, autocommit=True) as conn:
+        planned = {one.target: one for one in adoption.plan(conn, Watermark(None)).participants}["actor.default"]
+    assert (planned.not_done, planned.in_doubt) == (1, 0)
+    adopted = adopt(stage)
+    assert (adopted.not_done, adopted.in_doubt) == (1, 0)
+    # And the same worker goes on, with what was before and with what comes
     stage.company.note.send("new")
     until(lambda: stage.runs("new"), "the queue goes on in the next era")
     stage.drained()
