@@ -23,6 +23,7 @@ from outbox.errors import IntentRefused, NotReady, PayloadInvalid
 from outbox.saga.run import Action, Run
 from tests.fixtures.actors import Stage
 from tests.fixtures.site import LIMIT, until
+from workers.actor import channel
 
 # ----------------------------------------------------------------------------------------------- sending
 
@@ -167,29 +168,42 @@ def test_actor_i2_position_goes_on_when_a_message_runs_for_long(stage: Stage) ->
     until(lambda: stage.one(reached, xid) is True, "it is reached")
 
 
-def test_actor_priority_decides_when_messages_wait_for_a_thread(stage: Stage) -> None:
-    # Given one thread that is taken, and messages of two priorities behind it
-    company, order = stage.company, []
-
-    @dramatiq.actor(broker=company.broker, priority=100)
-    def late(name: str) -> None:
-        order.append(name)
-
-    @dramatiq.actor(broker=company.broker, priority=0)
-    def soon(name: str) -> None:
-        order.append(name)
-
-    stage.open_gate("open")
-    for n in range(3):
-        late.send(f"late {n}")
-    soon.send("soon")
-    until(lambda: stage.one("select count(*) from outbox.log") == 4, "all are sent")
-    # When a worker takes them
-    stage.work(threads=8).pause()
-    stage._workers[-1].resume()
+def test_actor_priority_decides_in_each_worker_when_several_share_a_queue(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two workers with a lane and a thread each, which is taken
+    monkeypatch.setattr(channel, "BUSY_AFTER", 100 * LIMIT)
+    first, second = (stage.another(lanes=2) for _ in range(2))
+    first.broker.registered("default")
+    for company in (first, second):
+        stage.work(company, threads=1)
+    owners = "select count(distinct owner) from outbox.lane where target = 'actor.default'"
+    until(lambda: stage.one(owners) == 2, "each has a lane")
+    for lane in (0, 1):
+        first.broker.enqueue(_in_lane(stage, lane, first.waits, f"held {lane}", "gate"))
+    until(lambda: stage.one("select count(*) from effect") == 2, "both threads are taken")
+    # When an urgent message comes with some that are not, and behind them
+    with first.sessions.begin():
+        for lane in (0, 1):
+            for name in ("late a", "late b"):
+                first.broker.enqueue(_in_lane(stage, lane, first.naps, f"{name} {lane}", 0.0))
+            first.broker.enqueue(_in_lane(stage, lane, first.note, f"soon {lane}"))
+    claimed = "select sum(cardinality(open)) from (select distinct on (lane) open from outbox.position"
+    until(lambda: stage.one(f"{claimed} where target = 'actor.default' order by lane, seq desc) p") == 8, "all claimed")
+    stage.open_gate("gate")
     stage.drained()
-    # Then nothing is lost (which one a free thread gets first is up to their arrival)
-    assert sorted(order) == ["late 0", "late 1", "late 2", "soon"]
+    # Then each worker runs it first
+    for lane in (0, 1):
+        ran = stage.admin.execute("select name from effect where name ~ %s order by seq", (f"^(late|soon).*{lane}$",))
+        assert [name for (name,) in ran] == [f"soon {lane}", f"late a {lane}", f"late b {lane}"]
+
+
+def _in_lane(stage: Stage, lane: int, actor: dramatiq.Actor[..., Any], *words: object) -> dramatiq.Message[Any]:
+    """A message that falls into this lane of two."""
+    while True:
+        message: dramatiq.Message[Any] = actor.message(*words)
+        if stage.one("select outbox.slot(%s) / 8192", message.message_id) == lane:
+            return message
 
 
 def test_actor_prefetch_bounds_what_a_worker_has_when_its_threads_are_taken(stage: Stage) -> None:
