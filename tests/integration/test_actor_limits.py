@@ -66,17 +66,18 @@ def test_limits_sum_waits_for_who_is_just_counting_in_its_window(stage: Stage) -
 
 
 def test_limits_count_a_number_that_housekeeping_removes_at_the_same_moment(stage: Stage) -> None:
-    # Given a mutex whose holder's time has run out, and housekeeping that is removing it
+    # Given a mutex whose holder's time has run out, and housekeeping that has come to it first
     limits = stage.company.limits
     assert limits.incr("mutex", 1, 1, DAY)
     stage.admin.execute("update outbox.tally set expires_at = '-infinity'")
     with ThreadPoolExecutor(1) as pool:
         with stage.admin.transaction():
-            stage.admin.execute(sql.load("tally_expire"), {"after": "", "limit": 1000})
-            # When somebody takes it meanwhile
+            stage.admin.execute("select from outbox.tally for update")
+            # When somebody has seen that it is there, and takes it
             takes = pool.submit(limits.incr, "mutex", 1, 1, DAY)
             waits = "select 1 from pg_locks where locktype = 'transactionid' and not granted"
             until(partial(stage.one, waits), "it waits")
+            stage.admin.execute(sql.load("tally_expire"), {"after": "", "limit": 1000})
         assert takes.result(LIMIT) is True
     # Then nobody else can
     assert limits.incr("mutex", 1, 1, DAY) is False

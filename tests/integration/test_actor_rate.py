@@ -106,7 +106,7 @@ def test_rate_goes_on_when_the_databases_clock_was_set_back(admin: psycopg.Conne
 
 
 def test_rate_counts_what_begins_while_housekeeping_removes_its_row(stage: Stage) -> None:
-    # Given a rate of one in an hour, of which nothing was asked for longer, and housekeeping that is removing it
+    # Given a rate of one in an hour, of which nothing was asked for longer, and housekeeping that has come to it first
     def begin() -> list[float]:
         with psycopg.connect(stage.app.database, autocommit=True) as conn:
             return ask(conn, "k", places=1, period=3600)
@@ -115,11 +115,12 @@ def test_rate_counts_what_begins_while_housekeeping_removes_its_row(stage: Stage
     stage.admin.execute("update outbox.rate set expires_at = '-infinity', begins = '{}', counts = '{}'")
     with ThreadPoolExecutor(1) as pool:
         with stage.admin.transaction():
-            stage.admin.execute(sql.load("rate_expire"), {"after": "", "limit": 1000})
-            # When somebody asks meanwhile
+            stage.admin.execute("select from outbox.rate for update")
+            # When somebody has seen that it is there, and asks
             asks = pool.submit(begin)
             waits = "select 1 from pg_locks where locktype = 'transactionid' and not granted"
             until(partial(stage.one, waits), "it waits")
+            stage.admin.execute(sql.load("rate_expire"), {"after": "", "limit": 1000})
         assert asks.result(LIMIT) == [0]
     # Then that has counted: the next one has to wait
     assert begin()[0] > 3000
