@@ -16,6 +16,9 @@ intents go in one statement, in the same transaction. With a SAVEPOINT:
 * when it is rolled back, what was emitted inside is forgotten, and Postgres forgets what was inserted.
 
 So the list kept here always belongs to the innermost transaction, and Postgres decides about everything else.
+Other listeners may emit too, of a flush (mapped classes that follow their rows) or of the commit itself: the commit
+flushes until nothing is left, and what comes after that is inserted at once. Once it is committed, or prepared, it is
+too late, and refused.
 Nothing is deleted or published when a transaction is rolled back: staged blobs are left to the sweeper, which
 asks Postgres for the transaction's fate, because a session can't know it when the reply to COMMIT is lost.
 """
@@ -46,6 +49,7 @@ from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs
 
 _OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
+_ENDING = "outbox.ending"
 _MODEL = "outbox.model"
 _TOKEN = "outbox.token"  # noqa: S105 - a key of session.info, no secret
 
@@ -53,6 +57,9 @@ WAIT_EVERY = 0.005
 """Seconds between looks while waiting for a participant; doubles up to `WAIT_MOST`."""
 
 WAIT_MOST = 0.1
+
+FLUSHES = 100
+"""How often a commit flushes what its listeners have changed again: as often as SQLAlchemy does."""
 
 _KNOWN = sa.text("select exists (select from outbox.participant where target = :target)")
 
@@ -72,6 +79,7 @@ class Outbox:
         self.blobs = BlobVerbs(self)
         self.mail = MailVerbs(self)
         event.listen(sessions, "before_commit", self._before_commit)
+        event.listen(sessions, "after_flush_postexec", self._after_flush)
         event.listen(sessions, "after_transaction_create", self._after_create)
         event.listen(sessions, "after_transaction_end", self._after_end)
 
@@ -117,15 +125,21 @@ class Outbox:
         self._check_target(session, target)
         self.append(session, intent)
 
-    @staticmethod
-    def append(session: Session, intent: Intent) -> None:
+    def append(self, session: Session, intent: Intent) -> None:
         """`emit` for an intent that is made already, and whose participant is known to be registered."""
         # Not begun yet: the first statement would, but the list must belong to a transaction now.
         if not session.in_transaction():
             session.begin()
+        if not session.is_active:
+            raise IntentRefused(
+                "the session's transaction is committed, prepared or has failed, so that nothing can be added to it: "
+                "emit before the commit (a before_commit listener may), or in the next transaction"
+            )
         if model := session.info.get(_MODEL):
             intent = intent.about(model)
         session.info.setdefault(_PENDING, []).append(intent)
+        if _is_ending(session) and not session._flushing:  # noqa: SLF001 - else at the flush's end
+            self._write_pending(session)
 
     @contextmanager
     def about(self, session: Session, model: object) -> Iterator[None]:
@@ -183,8 +197,20 @@ class Outbox:
 
     def _before_commit(self, session: Session) -> None:
         # Fires for the transaction and for each SAVEPOINT; the list is the innermost one's.
+        for _ in range(FLUSHES):
+            self._write_pending(session)
+            if session._is_clean():  # noqa: SLF001 - listeners of a flush may have changed more
+                break
+        session.info.setdefault(_ENDING, []).append(_innermost(session))
+
+    def _after_flush(self, session: Session, _context: Any) -> None:
+        if _is_ending(session) and session.info.get(_PENDING):
+            self._insert(session, session.connection())
+
+    def _write_pending(self, session: Session) -> None:
+        """The rows, and then the intents: also those that listeners of the flush have emitted."""
+        session.flush()
         if session.info.get(_PENDING):
-            session.flush()
             self._insert(session, session.connection())
 
     def _after_create(self, session: Session, transaction: SessionTransaction) -> None:
@@ -202,15 +228,19 @@ class Outbox:
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.nested or transaction.parent is None:
             session.info.pop(_PENDING, None)
+            if ending := [one for one in session.info.pop(_ENDING, ()) if one is not transaction]:
+                session.info[_ENDING] = ending
         if transaction.parent is None:
             session.info.pop(XID, None)
 
     def _insert(self, session: Session, connection: sa.Connection) -> None:
-        intents = session.info.pop(_PENDING)
+        intents = session.info[_PENDING]
         if len(intents) == 1:
             self._write(session, connection, sql.load("log_append_one"), append_one(intents[0]))
         else:
             self._write(session, connection, sql.load("log_append"), append_parameters(intents))
+        # Not before: a commit that is tried again after an error must not do without them.
+        del session.info[_PENDING]
 
     @staticmethod
     def _write(session: Session, connection: sa.Connection, statement: LiteralString, parameters: Any) -> list[Any]:
@@ -268,6 +298,16 @@ class Outbox:
                 raise late(target, timeout)
             time.sleep(pause)
             pause = min(WAIT_MOST, pause * 1.5)
+
+
+def _innermost(session: Session) -> SessionTransaction | None:
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _is_ending(session: Session) -> bool:
+    """Whether the innermost transaction is being committed, and has inserted what there was."""
+    ending = session.info.get(_ENDING)
+    return bool(ending) and ending[-1] is _innermost(session)
 
 
 def append_now(outbox: Outbox, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:

@@ -118,6 +118,8 @@ class Drainer:
                     self._tenure.watermark.note(reader.position)
                 except Unavailable as error:
                     waits += 1
+                    if opened:
+                        reader.note()
                     self._wait(conn, lane, waits, error)
                     continue
                 if lane.state == "waiting":

@@ -59,7 +59,6 @@ _DIED = "its worker died, and nothing tells whether it got through"
 PARKED_LIMIT = 100
 """Parked intents tried in one go."""
 
-
 # Looked at for each intent, so without a Python frame each.
 _DUE = attrgetter("due")
 
@@ -172,10 +171,8 @@ class Reader:
             self._note_empty(at_once=True)
             return True
         limit = self._limit()
-        page = log.page(
-            self.conn, self._start, end,
-            target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
-        )  # fmt: skip
+        page = log.page(self.conn, self._start, end, target=self.lane.target, slots=self.lane.slots,
+                        after=position.after, limit=limit)  # fmt: skip
         ended = len(page) < limit
         for batch, last in apart(log.cut(page, self.participant.batch_bytes)):
             after = log.step(position, end, None if ended and last else batch[-1].id)
@@ -187,12 +184,16 @@ class Reader:
             # Nothing of this lane between the ticks: written down now and then only.
             self._move(log.step(position, end, None))
             self._note_empty()
-        # Moved, and perhaps not to the newest tick.
         return True
 
-    def _note_empty(self, *, at_once: bool = False) -> None:
-        if self.position != self._written and (at_once or time.monotonic() - self._written_at > EMPTY_EVERY):
+    def note(self) -> None:
+        """Write the position down: where nothing is written for an hour, the tick that it stands at may be thinned."""
+        if self.position != self._written:
             self._advance(self.position)
+
+    def _note_empty(self, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._written_at > EMPTY_EVERY:
+            self.note()
         if self.lane.deaths and not self.position.upto:
             self.lane.show(self.conn, "draining", clear_deaths=True)
 
@@ -342,7 +343,6 @@ class Reader:
         try:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
-            # Not tried: give the attempt back.
             self._put(parked.untried(batch, taken))
             hit("parked.returned")
             raise

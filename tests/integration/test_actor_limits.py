@@ -12,6 +12,7 @@ import dramatiq
 from dramatiq import group
 from dramatiq.rate_limits import Barrier, ConcurrentRateLimiter
 
+from outbox import sql
 from outbox.actor import OutboxBroker, OutboxLimits
 from outbox.settings import Settings
 from tests.fixtures.actors import Stage
@@ -62,6 +63,24 @@ def test_limits_sum_waits_for_who_is_just_counting_in_its_window(stage: Stage) -
         # Then it waits until the first one has it, and gets none
         assert asks.result(LIMIT) is False
     assert stage.one("select count(*) from outbox.tally where key = 'w@1'") == 0
+
+
+def test_limits_count_a_number_that_housekeeping_removes_at_the_same_moment(stage: Stage) -> None:
+    # Given a mutex whose holder's time has run out, and housekeeping that has come to it first
+    limits = stage.company.limits
+    assert limits.incr("mutex", 1, 1, DAY)
+    stage.admin.execute("update outbox.tally set expires_at = '-infinity'")
+    with ThreadPoolExecutor(1) as pool:
+        with stage.admin.transaction():
+            stage.admin.execute("select from outbox.tally for update")
+            # When somebody has seen that it is there, and takes it
+            takes = pool.submit(limits.incr, "mutex", 1, 1, DAY)
+            waits = "select 1 from pg_locks where locktype = 'transactionid' and not granted"
+            until(partial(stage.one, waits), "it waits")
+            stage.admin.execute(sql.load("tally_expire"), {"after": "", "limit": 1000})
+        assert takes.result(LIMIT) is True
+    # Then nobody else can
+    assert limits.incr("mutex", 1, 1, DAY) is False
 
 
 def test_limits_mutex_comes_free_by_the_databases_clock_when_its_holder_was_killed(stage: Stage) -> None:

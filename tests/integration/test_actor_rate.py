@@ -15,12 +15,13 @@ import psycopg
 import pytest
 from dramatiq.errors import ConnectionFailed
 
+from outbox import sql
 from outbox.actor import OutboxBroker
 from outbox.actor.rate import Rate
 from outbox.errors import IntentRefused
 from outbox.saga.run import Action
 from tests.fixtures.actors import Stage
-from tests.fixtures.site import until
+from tests.fixtures.site import LIMIT, until
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -102,6 +103,27 @@ def test_rate_goes_on_when_the_databases_clock_was_set_back(admin: psycopg.Conne
     at(admin, 0)
     # Then nobody waits for that day
     assert ask(admin, "k", "k", "k", "k", places=3, period=60)[:3] == [0, 0, 0]
+
+
+def test_rate_counts_what_begins_while_housekeeping_removes_its_row(stage: Stage) -> None:
+    # Given a rate of one in an hour, of which nothing was asked for longer, and housekeeping that has come to it first
+    def begin() -> list[float]:
+        with psycopg.connect(stage.app.database, autocommit=True) as conn:
+            return ask(conn, "k", places=1, period=3600)
+
+    assert begin() == [0]
+    stage.admin.execute("update outbox.rate set expires_at = '-infinity', begins = '{}', counts = '{}'")
+    with ThreadPoolExecutor(1) as pool:
+        with stage.admin.transaction():
+            stage.admin.execute("select from outbox.rate for update")
+            # When somebody has seen that it is there, and asks
+            asks = pool.submit(begin)
+            waits = "select 1 from pg_locks where locktype = 'transactionid' and not granted"
+            until(partial(stage.one, waits), "it waits")
+            stage.admin.execute(sql.load("rate_expire"), {"after": "", "limit": 1000})
+        assert asks.result(LIMIT) == [0]
+    # Then that has counted: the next one has to wait
+    assert begin()[0] > 3000
 
 
 def test_rate_is_exact_when_many_ask_at_the_same_time(stage: Stage) -> None:
