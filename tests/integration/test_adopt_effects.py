@@ -25,7 +25,7 @@ Conn = psycopg.Connection[Any]
 def call(conn: Conn, *, restored: bool = False, closes: int = 1) -> tuple[int, int, int]:
     row = conn.execute("select * from outbox.adopt(%s, %s, 'for the test', 'somebody')", (closes, restored)).fetchone()
     assert row is not None
-    return row
+    return row[0], row[1], row[2]
 
 
 def refusal(conn: Conn, **more: Any) -> tuple[str | None, str | None]:
