@@ -14,6 +14,7 @@ import psycopg
 from outbox import sql
 from outbox.intent import Intent
 from outbox.lane import Lane
+from outbox.tick import Tick
 
 Reason = Literal["retry", "poison", "in_doubt", "blocked", "due", "skipped", "running"]
 
@@ -37,6 +38,9 @@ class Parking(NamedTuple):
 ERROR_LIMIT = 500
 """Characters of an error that are kept."""
 
+LIMIT = 100
+"""Parked intents tried in one go."""
+
 
 def put(conn: psycopg.Connection[Any], parkings: Sequence[Parking]) -> None:
     """Set intents aside. One that is parked already keeps its place in its key's queue."""
@@ -53,6 +57,30 @@ def put(conn: psycopg.Connection[Any], parkings: Sequence[Parking]) -> None:
     )
 
 
+class Heads(dict[str, int]):
+    """key → the first of its intents that is parked and holds it: what comes behind queues up.
+
+    What comes before it does not. A reader meets that when its participant has lost everything.
+    """
+
+    def add(self, intent: Intent) -> None:
+        """It is parked, and holds its key."""
+        self[intent.key] = min(intent.id, self.get(intent.key, intent.id))
+
+    def hold(self, intent: Intent) -> bool:
+        """Whether it has to queue up, or is parked itself."""
+        head = self.get(intent.key)
+        return head is not None and head <= intent.id
+
+    def replace(self, heads: Mapping[str, int | None]) -> None:
+        """Those of some keys are others now, or there is none."""
+        for key, head in heads.items():
+            if head is None:
+                self.pop(key, None)
+            else:
+                self[key] = head
+
+
 class Taken(NamedTuple):
     """How often a parked intent was tried, this time included, and what came of it."""
 
@@ -63,15 +91,20 @@ class Taken(NamedTuple):
     doubtful: bool
 
 
-def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) -> dict[int, Taken]:
+def take(
+    conn: psycopg.Connection[Any], lane: Lane, place: tuple[Tick, Tick, int], *, limit: int, wait: float
+) -> dict[int, Taken]:
     """The intents whose time has come; one that killed its worker comes alone, when no other is due.
 
+    Only such that the lane has passed: what is still before it, because it reads again, would be met there once more.
+    Its `place`: it has read all that the first tick shows, and of the batch to the second one what is not after an id.
     They are due again after `wait` seconds, unless `put` or `remove` says otherwise before.
     """
     ready = conn.execute(sql.load("parked_ready"), _share(lane)).fetchone()
     if ready is None or not any(ready):
         return {}
     plain, _deadly = ready
+    start, end, after = place
     rows = conn.execute(
         sql.load("parked_take"),
         {
@@ -79,8 +112,15 @@ def take(conn: psycopg.Connection[Any], lane: Lane, *, limit: int, wait: float) 
             "lane": lane.lane,
             "epoch": lane.epoch,
             "deadly": not plain,
-            "limit": limit if plain else 1,
+            "limit": min(limit, LIMIT) if plain else 1,
             "wait": wait,
+            "first": start.first,
+            "high": start.high,
+            "start": start.snapshot,
+            "after": after,
+            "end_first": end.first,
+            "end_high": end.high,
+            "end": end.snapshot,
         },
     )
     return {row[0]: Taken(*row[1:]) for row in rows}
@@ -100,8 +140,8 @@ def _share(lane: Lane) -> dict[str, Any]:
     return {"target": lane.target, "slot_low": lane.slots.low, "slot_high": lane.slots.high}
 
 
-def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, bool]:
-    """Take intents out. → for each of their keys: whether others are still parked behind it."""
+def remove(conn: psycopg.Connection[Any], ids: Sequence[int]) -> dict[str, int | None]:
+    """Take intents out. → for each of their keys: what holds it now, if others are still parked."""
     return {row[0]: row[1] for row in conn.execute(sql.load("parked_remove"), {"ids": list(ids)})}
 
 
@@ -111,14 +151,14 @@ def waiting(conn: psycopg.Connection[Any], lane: Lane) -> bool:
 
 
 def skipped(conn: psycopg.Connection[Any], lane: Lane) -> set[int]:
-    """The intents that operators have skipped. Look at them after `keys`, never before: a skip between the two then
+    """The intents that operators have skipped. Look at them after `heads`, never before: a skip between the two then
     shows up here, or its key is still one that others queue behind."""
     return {row[0] for row in conn.execute(sql.load("parked_skipped"), _share(lane))}
 
 
-def keys(conn: psycopg.Connection[Any], lane: Lane) -> set[str]:
-    """The keys that later intents must queue behind."""
-    return {row[0] for row in conn.execute(sql.load("parked_keys"), _share(lane))}
+def heads(conn: psycopg.Connection[Any], lane: Lane) -> Heads:
+    """The keys of which something is parked that later intents must queue behind."""
+    return Heads(conn.execute(sql.load("parked_heads"), _share(lane)).fetchall())
 
 
 def which(conn: psycopg.Connection[Any], ids: Sequence[int]) -> set[int]:

@@ -56,8 +56,6 @@ DEATHS = 3
 _DEADLY = f"killed its worker {DEATHS} times"
 _DIED = "its worker died, and nothing tells whether it got through"
 
-PARKED_LIMIT = 100
-"""Parked intents tried in one go."""
 
 # Looked at for each intent, so without a Python frame each.
 _DUE = attrgetter("due")
@@ -90,7 +88,7 @@ class Reader:
         self._written_at = 0.0
         self._parked_at = 0.0
         self._blocked_at = 0.0
-        self._blocked: set[str] = set()
+        self._blocked = parked.Heads()
         self._skipped: set[int] = set()
         #: The newest tick that an owner before can have read.
         self._doubtful: tick.Tick | None = None
@@ -109,11 +107,10 @@ class Reader:
         else:
             self._doubtful = tick.latest(self.conn)
         self._move(at)
-        self._blocked = parked.keys(self.conn, lane)
-        self._skipped = parked.skipped(self.conn, lane)
         if unknown := self._attempts.resolve():
             self._put([Parking(i.id, "in_doubt", error=_DIED) for i in unknown])
-            self._blocked.update(intent.key for intent in unknown)
+        self._blocked = parked.heads(self.conn, lane)
+        self._skipped = parked.skipped(self.conn, lane)
 
     def _move(self, position: Position) -> None:
         if not hasattr(self, "position") or position.tick != self.position.tick:
@@ -171,8 +168,15 @@ class Reader:
             self._note_empty(at_once=True)
             return True
         limit = self._limit()
-        page = log.page(self.conn, self._start, end, target=self.lane.target, slots=self.lane.slots,
-                        after=position.after, limit=limit)  # fmt: skip
+        page = log.page(
+            self.conn,
+            self._start,
+            end,
+            target=self.lane.target,
+            slots=self.lane.slots,
+            after=position.after,
+            limit=limit,
+        )
         ended = len(page) < limit
         for batch, last in apart(log.cut(page, self.participant.batch_bytes)):
             after = log.step(position, end, None if ended and last else batch[-1].id)
@@ -243,18 +247,21 @@ class Reader:
             suspect = batch[0].id
         void, untold = self._reporter.void(batch, None if self._doubtful else ())
         out = self._skipped | void | self._guard.overtaken(batch, self._start, end)
-        if not suspect and not self._blocked and not out and not any(map(_DUE, batch)):
+        if scheduled := any(map(_DUE, batch)):
+            # What is parked since an earlier reading has its turn there.
+            out |= parked.which(self.conn, [intent.id for intent in batch if intent.due is not None])
+        if not suspect and not self._blocked and not out and not scheduled:
             return batch, [], []
         ready, aside = [], []
         for intent in batch:
             if intent.id in out:
                 continue
-            if intent.key in self._blocked:
+            if self._blocked.hold(intent):
                 aside.append(Parking(intent.id, "blocked"))
             elif intent.id == suspect:
                 aside.append(Parking(intent.id, "poison", error=_DEADLY))
                 if intent.saga is None:
-                    self._blocked.add(intent.key)
+                    self._blocked.add(intent)
                 logger.error("%s: intent %d killed its worker %d times: parked", self.lane, intent.id, DEATHS)
             elif intent.due is not None and intent.due > end.at:  # else it has its place, as when it is read again
                 aside.append(Parking(intent.id, "due"))
@@ -284,7 +291,7 @@ class Reader:
             freed = self._reporter.send(reports)
             self._advance(after)
         if freed:
-            self._blocked = parked.keys(self.conn, self.lane)
+            self._blocked = parked.heads(self.conn, self.lane)
         if failed and self.participant.keeps_position:
             hit("reader.parked")
             # They are parked or reported now, so its own position may pass them too.
@@ -293,7 +300,7 @@ class Reader:
 
     def _parking(self, intent: Intent, outcome: Outcome, attempts: int, *, before: bool = False) -> Parking:
         """`before`: whether a try before may have had its effect."""
-        self._blocked.add(intent.key)
+        self._blocked.add(intent)
         # Where attempts are recorded, their receipts tell.
         doubtful = before and not self.participant.records_attempts
         match outcome.verdict:
@@ -321,28 +328,32 @@ class Reader:
         self._parked_at = time.monotonic()
         if self._blocked and self._parked_at - self._blocked_at > BLOCKED_EVERY:
             self._look_again()
-        taken = parked.take(self.conn, self.lane, limit=min(PARKED_LIMIT, self._limit()), wait=self.backoff.wait(4))
+        end = self._end or self._start
+        place, wait = (self._start, end, self.position.after), self.backoff.wait(4)
+        taken = parked.take(self.conn, self.lane, place, limit=self._limit(), wait=wait)
         if not taken:
             return False
         hit("parked.taken")
         batch = log.fetch(self.conn, list(taken))
         # Taken before, and no outcome: its owner may have died of success.
         void, untold = self._reporter.void(batch, [i.id for i in batch if taken[i.id].deaths > 1])
-        overtaken = self._guard.overtaken(batch, self._start, self._end or self._start)
+        overtaken = self._guard.overtaken(batch, self._start, end)
         if out := void | overtaken:
             self._reporter.withdraw(out, untold, {i.id for i in batch if taken[i.id].doubtful})
-            self._blocked = parked.keys(self.conn, self.lane)
+            self._blocked = parked.heads(self.conn, self.lane)
             batch = [intent for intent in batch if intent.id not in out]
         if deadly := [
             Parking(i.id, "poison", taken[i.id].attempts, error=_DEADLY) for i in batch if taken[i.id].deaths > DEATHS
         ]:
-            self._put_deadly(batch, deadly)
+            self._put(*self._reporter.deadly(batch, deadly))
+            self._blocked = parked.heads(self.conn, self.lane)
             return True
         if not batch:
             return True
         try:
             outcomes = self._attempts.make(batch, None)
         except Unavailable:
+            # Not tried: give the attempt back.
             self._put(parked.untried(batch, taken))
             hit("parked.returned")
             raise
@@ -360,8 +371,7 @@ class Reader:
             freed = parked.remove(self.conn, [i.id for i in batch if i.id not in still])
             self._reporter.send(reports)
         hit("parked.recorded")
-        self._blocked.difference_update(key for key, more in freed.items() if not more)
-        self._blocked.update(i.key for i in batch if i.id in still)
+        self._blocked.replace(freed)
         self.participant.settle([i for i, o in pairs if o.verdict is Verdict.APPLIED])
         if freed:
             self._parked_at = 0.0  # the next one of each key may have its turn at once
@@ -376,25 +386,20 @@ class Reader:
             report.hurry(self.conn, self.lane)
             self._reporter.unblock()
         hit("parked.promoted")
-        self._blocked = parked.keys(self.conn, self.lane)
+        self._blocked = parked.heads(self.conn, self.lane)
         self._skipped = parked.skipped(self.conn, self.lane)
 
-    def _put_deadly(self, batch: Sequence[Intent], deadly: Sequence[Parking]) -> None:
-        parkings, reports = self._reporter.deadly(batch, deadly)
+    def _put(self, parkings: Sequence[Parking], reports: Sequence[Report] = ()) -> None:
         with self.conn.transaction():
             self.lane.fence(self.conn)
             if parkings:
                 parked.put(self.conn, parkings)
-            parked.remove(self.conn, [r.id for r in reports])
-            self._reporter.send(reports)
-        self._blocked = parked.keys(self.conn, self.lane)
-
-    def _put(self, parkings: Sequence[Parking]) -> None:
-        with self.conn.transaction():
-            self.lane.fence(self.conn)
-            parked.put(self.conn, parkings)
+            if reports:
+                parked.remove(self.conn, [r.id for r in reports])
+                self._reporter.send(reports)
 
     def _again(self, intent: Intent, outcome: Outcome, taken: parked.Taken) -> Parking:
         if outcome.verdict is Verdict.BLOCKED:
+            self._blocked.add(intent)
             return Parking(intent.id, "retry", taken.attempts - 1, self.backoff.first, outcome.error)
         return self._parking(intent, outcome, taken.attempts, before=taken.doubtful or taken.deaths > 1)

@@ -12,4 +12,4 @@ with gone as (
   update outbox.parked p set reason = 'retry', retry_at = outbox.now()
     from heads h where p.id = h.id and p.reason = 'blocked'  -- now: an operator may have skipped it meanwhile
 )
-select g.key, exists (select from heads h where h.key = g.key) as still_blocked from gone g
+select g.key, (select h.id from heads h where h.key = g.key) as head from gone g

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ from outbox.errors import Ambiguous, Fenced, NotThisLog, Permanent, Transient, U
 from outbox.participant import Evidence, Outcome, Verdict
 from outbox.position import Position
 from outbox.retry import Backoff
-from tests.fixtures.lanes import TARGET, Bench, Sink, keys
+from tests.fixtures.lanes import TARGET, Bench, Sink, keep, keys
+from workers.reader import Reader
 
 RETRY = Outcome(Verdict.RETRY, error="not now")
 POISON = Outcome(Verdict.POISON, error="never")
@@ -153,6 +155,97 @@ def test_reader_i4_applies_in_its_place_what_is_due_when_it_is_read(bench: Bench
     # Then each is in its place, and the key ends with what base and log say of it
     assert empty.effects == [("k", "scheduled"), ("k", "at once"), ("k2", None)]
     assert [each.payload for each in live.puts(bench.conn, TARGET, tick.latest(bench.conn))] == ["at once", None]
+
+
+def lose_everything(bench: Bench, **more: Any) -> tuple[Sink, Reader]:
+    """The participant's own data is gone, and a new owner opens it."""
+    empty = Sink()
+    empty.keeps_position = True
+    bench.give_up(TARGET)
+    return empty, bench.reader(sink=empty, **more)
+
+
+def test_reader_i3_applies_once_what_was_scheduled_when_its_participant_has_lost_everything(bench: Bench) -> None:
+    # Given a scheduled put that is parked, and a participant that has lost everything when its time comes
+    bench.sink.keeps_position = True
+    bench.emit("k", "before")
+    bench.emit("k", "scheduled", due="2900-01-01")
+    bench.drain(bench.reader())
+    assert bench.parked() == {"due": ["k"]}
+    bench.conn.execute("set outbox.fake_now = '2901-01-01'")
+    empty, again = lose_everything(bench)
+    # When it reads the log again
+    bench.drain(again)
+    # Then it has each once, and nothing is left to do
+    assert empty.effects == [("k", "before"), ("k", "scheduled")]
+    assert bench.parked() == {}
+
+
+def test_reader_i3_i4_applies_in_order_and_once_what_waits_for_a_retry_when_its_participant_has_lost_everything(
+    bench: Bench,
+) -> None:
+    # Given a key of which the middle one failed, and is to be tried again
+    bench.sink.keeps_position = True
+    reader = bench.reader(backoff=Backoff(first=3600, limit=3600))
+    bench.emit("k", 1)
+    bench.drain(reader)
+    bench.sink.fate["k"] = RETRY
+    bench.emit("k", 2)
+    bench.emit("k", 3)
+    bench.drain(reader)
+    assert bench.parked() == {"retry": ["k"], "blocked": ["k"]}
+    # When the participant has lost everything, and reads the log again while the next try is due
+    empty, again = lose_everything(bench)
+    bench.admin.execute("update outbox.parked set retry_at = now() where reason = 'retry'")
+    bench.drain(again)
+    # Then it has each once, in the order of the log
+    assert empty.effects == [("k", 1), ("k", 2), ("k", 3)]
+    assert bench.parked() == {}
+
+
+def test_reader_i3_leaves_what_is_parked_until_it_has_read_up_to_it_again(bench: Bench) -> None:
+    # Given two keys of which the second one failed, in a participant that keeps its position
+    bench.sink.keeps_position = True
+    bench.sink.fate["b"] = RETRY
+    reader = bench.reader(backoff=Backoff(first=3600, limit=3600))
+    bench.emit("a")
+    bench.drain(reader)
+    bench.emit("b")
+    bench.emit("c")
+    bench.drain(reader)
+    # When all is lost, and it reads again in small pages while the next try is due
+    bench.admin.execute("update outbox.parked set retry_at = now()")
+    empty, again = lose_everything(bench)
+    empty.batch_limit = 1
+    done = []
+    for _ in range(3):
+        again._parked_at = 0.0
+        again.step()
+        done.append(keys(empty.effects))
+    # Then its turn comes as soon as its place is passed, and not before
+    assert done[0] == ["a"]
+    assert done[-1] == ["a", "b", "c"]
+    bench.drain(again)
+    assert keys(empty.effects) == ["a", "b", "c"]
+
+
+def test_reader_i2_tries_again_what_failed_when_it_was_read_from_the_base(bench: Bench) -> None:
+    # Given a key of which the log was dropped, and a participant that has lost everything and fails at it
+    bench.emit("k", 1)
+    bench.sink.keeps_position = True
+    bench.drain(bench.reader())
+    horizon = bench.emit("k2", 2)
+    keep(bench, horizon, {"k": (horizon - 1, 1)})
+    empty, again = lose_everything(bench)
+    empty.fate["k"] = RETRY
+    bench.drain_once(again)
+    assert bench.parked() == {"retry": ["k"]}
+    # When the next try succeeds
+    empty.fate.clear()
+    bench.drain(again)
+    # Then nothing is left
+    assert sorted(empty.effects) == [("k", 1), ("k2", 2)]
+    assert bench.parked() == {}
 
 
 def test_reader_keeps_a_scheduled_intent_until_it_is_due(bench: Bench) -> None:

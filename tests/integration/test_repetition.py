@@ -12,7 +12,7 @@ from outbox import decision, live, operation, repetition, tick
 from outbox.errors import NotReady
 from outbox.operation import Operation
 from outbox.repetition import Again
-from tests.fixtures.lanes import TARGET, Bench, Sink
+from tests.fixtures.lanes import TARGET, Bench, Sink, keep
 from tests.integration.test_reader import POISON
 
 Conn = psycopg.Connection[Any]
@@ -62,20 +62,6 @@ def emit(conn: Conn, key: str, payload: int) -> int:
     row = conn.execute("select outbox.emit(%s, 'put', %s, %s)", (TARGET, key, json.dumps(payload))).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def keep(bench: Bench, horizon: int, base: dict[str, tuple[int, Any]]) -> None:
-    """Drop the log up to an id, as retention does; `base` is what was live: key → the intent that wrote it, content."""
-    bench.admin.execute("update outbox.horizon set id = %s", (horizon,))
-    for key, (number, content) in base.items():
-        bench.admin.execute(
-            "insert into outbox.base (target, key, id, payload, created_at) values (%s, %s, %s, %s, now())",
-            (TARGET, key, number, json.dumps(content)),
-        )
-    partitions = "select inhrelid::regclass::text from pg_inherits where inhparent = 'outbox.log'::regclass"
-    for (partition,) in bench.admin.execute(partitions).fetchall():
-        bench.admin.execute(f"alter table {partition} disable trigger all")
-    bench.admin.execute("delete from outbox.log where id < %s", (horizon,))
 
 
 def live_now(bench: Bench) -> dict[str, Any]:

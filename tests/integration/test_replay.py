@@ -24,10 +24,9 @@ from outbox.intent import Intent
 from outbox.replay import course, plan
 from outbox.replay.choice import Choice
 from outbox.replay.course import Course, Step
-from tests.fixtures.lanes import TARGET, Bench, Sink
+from tests.fixtures.lanes import TARGET, Bench, Sink, keep
 from tests.fixtures.site import LIMIT
 from tests.integration.test_reader import POISON
-from tests.integration.test_repetition import keep
 
 Conn = psycopg.Connection[Any]
 
