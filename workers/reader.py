@@ -56,7 +56,6 @@ DEATHS = 3
 _DEADLY = f"killed its worker {DEATHS} times"
 _DIED = "its worker died, and nothing tells whether it got through"
 
-
 # Looked at for each intent, so without a Python frame each.
 _DUE = attrgetter("due")
 
@@ -169,14 +168,9 @@ class Reader:
             return True
         limit = self._limit()
         page = log.page(
-            self.conn,
-            self._start,
-            end,
-            target=self.lane.target,
-            slots=self.lane.slots,
-            after=position.after,
-            limit=limit,
-        )
+            self.conn, self._start, end,
+            target=self.lane.target, slots=self.lane.slots, after=position.after, limit=limit,
+        )  # fmt: skip
         ended = len(page) < limit
         for batch, last in apart(log.cut(page, self.participant.batch_bytes)):
             after = log.step(position, end, None if ended and last else batch[-1].id)
