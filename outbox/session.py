@@ -307,7 +307,7 @@ def _innermost(session: Session) -> SessionTransaction | None:
 def _is_ending(session: Session) -> bool:
     """Whether the innermost transaction is being committed, and has inserted what there was."""
     ending = session.info.get(_ENDING)
-    return bool(ending) and ending[-1] is _innermost(session)
+    return ending is not None and ending[-1] is _innermost(session)
 
 
 def append_now(outbox: Outbox, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
