@@ -45,7 +45,7 @@ from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
 from outbox.position import Token
 from outbox.settings import Settings
-from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs
+from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs, joined
 
 _OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
@@ -171,6 +171,7 @@ class Outbox:
                 f"intents are written through psycopg 3, and this engine's driver is {connection.dialect.driver}: "
                 "make the engine of settings.sqlalchemy_url, or of a URL that begins with postgresql+psycopg://"
             )
+        joined(connection)
         # Outside of the session's own statements, so that nothing is flushed for it.
         found = connection.execute(sa.text("select target from outbox.participant where target <> 'clock'"))
         self._targets = frozenset(row[0] for row in found)
@@ -349,7 +350,7 @@ def _run(connection: sa.Connection, statement: LiteralString, parameters: Any) -
     On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
     with one intent takes a tenth less time.
     """
-    driver: Any = connection.connection.driver_connection
+    driver = joined(connection)
     try:
         if isinstance(driver, psycopg.AsyncConnection):
             return sa.util.await_only(_fetched(driver, statement, parameters))
