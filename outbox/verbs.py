@@ -32,8 +32,8 @@ def joined(connection: sa.Connection) -> Any:
     driver: Any = connection.connection.driver_connection
     if driver.autocommit:
         raise IntentRefused(
-            "the session's connection is in autocommit mode, where each statement commits by itself, and no intent with "
-            "its rows: give the session an engine or a connection whose isolation level is not AUTOCOMMIT"
+            "the session's connection is in autocommit mode, where each statement commits by itself, and no intent "
+            "with its rows: give the session an engine or a connection whose isolation level is not AUTOCOMMIT"
         )
     return driver
 
