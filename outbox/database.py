@@ -30,12 +30,16 @@ _Value = TypeVar("_Value")
 
 _NOT_DURABLE = "select where current_setting('synchronous_commit') in ('off', 'local')"
 _DURABLE = "select set_config('synchronous_commit', 'on', false)"
+_NOT_COMMITTED = "select where current_setting('default_transaction_isolation') <> 'read committed'"
 _SESSION = """
 select set_config(name, value, false)
-  from (values ('idle_in_transaction_session_timeout', %s), ('tcp_keepalives_idle', '10'),
-               ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'), ('enable_bitmapscan', 'off'),
-               ('enable_seqscan', 'off'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan')) as s (name, value)
+  from (values ('idle_in_transaction_session_timeout', %s), ('default_transaction_isolation', 'read committed'),
+               ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'),
+               ('enable_bitmapscan', 'off'), ('enable_seqscan', 'off'), ('jit', 'off'),
+               ('plan_cache_mode', 'force_generic_plan')) as s (name, value)
 """
+# Who waits for a lock must then see what was committed meanwhile: with the snapshot of another isolation, which the
+# database or the role may have as their default, retention would drop what a lane has just begun to need.
 # A transaction of a worker that was cut off or suspended holds its lane's row, and keeps the next owner out.
 # The last four: every statement here has an index made for it, and the statistics of a table that only grows are
 # always late. With a default of one row expected, Postgres reads and sorts the whole batch for each page (measured:
@@ -78,10 +82,10 @@ def connect(url: str, *, name: str, check: bool = True, patience: float = PATIEN
     `name` shows up in pg_stat_activity. `patience` is how many seconds either side waits for the other: without an
     answer the connection is lost, and a transaction left lying is rolled back by the server. Peers whose machine is
     gone are noticed within half a minute. Commits wait for the disk even where the server's default says otherwise:
-    what a worker has recorded must not be forgotten.
+    what a worker has recorded must not be forgotten. Transactions are READ COMMITTED, whatever the server's default is.
 
     Raises `NotReady` with what to do when the server can't be reached, when the schema doesn't fit, or when there is a
-    pooler and commits would not wait for the disk.
+    pooler and commits would not wait for the disk, or transactions would not be READ COMMITTED.
     """
     try:
         conn = Connection.connect(
@@ -132,6 +136,12 @@ def _set_up(conn: Connection) -> None:
         raise NotReady(
             f"there is a pooler before the database, and commits of {user} don't wait for the disk: "
             f"run ALTER ROLE {user} SET synchronous_commit = on, or connect past the pooler"
+        )
+    if conn.execute(_NOT_COMMITTED).fetchone() is not None:
+        user = conn.info.user
+        raise NotReady(
+            f"there is a pooler before the database, and transactions of {user} are not READ COMMITTED: "
+            f"run ALTER ROLE {user} SET default_transaction_isolation = 'read committed', or connect past the pooler"
         )
 
 

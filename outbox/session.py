@@ -45,7 +45,7 @@ from outbox.intent import Intent
 from outbox.log import append_one, append_parameters
 from outbox.position import Token
 from outbox.settings import Settings
-from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs
+from outbox.verbs import XID, BlobVerbs, IndexVerbs, MailVerbs, joined
 
 _OUTBOX = "outbox.outbox"
 _PENDING = "outbox.pending"
@@ -171,6 +171,7 @@ class Outbox:
                 f"intents are written through psycopg 3, and this engine's driver is {connection.dialect.driver}: "
                 "make the engine of settings.sqlalchemy_url, or of a URL that begins with postgresql+psycopg://"
             )
+        joined(connection)
         # Outside of the session's own statements, so that nothing is flushed for it.
         found = connection.execute(sa.text("select target from outbox.participant where target <> 'clock'"))
         self._targets = frozenset(row[0] for row in found)
@@ -307,7 +308,7 @@ def _innermost(session: Session) -> SessionTransaction | None:
 def _is_ending(session: Session) -> bool:
     """Whether the innermost transaction is being committed, and has inserted what there was."""
     ending = session.info.get(_ENDING)
-    return bool(ending) and ending[-1] is _innermost(session)
+    return ending is not None and ending[-1] is _innermost(session)
 
 
 def append_now(outbox: Outbox, session: Session, statement: LiteralString, parameters: tuple[Any, ...]) -> Any:
@@ -349,7 +350,7 @@ def _run(connection: sa.Connection, statement: LiteralString, parameters: Any) -
     On the driver's own connection: payloads then stay out of SQLAlchemy's log (`echo`) and errors, and a transaction
     with one intent takes a tenth less time.
     """
-    driver: Any = connection.connection.driver_connection
+    driver = joined(connection)
     try:
         if isinstance(driver, psycopg.AsyncConnection):
             return sa.util.await_only(_fetched(driver, statement, parameters))

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from outbox.blob import Blob, Inline, Staged
 from outbox.document import document
+from outbox.errors import IntentRefused
 from outbox.message import message_payload, message_payload_from
 from outbox.source import Bytes, Source
 from outbox.store import Store, open_store
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 XID = "outbox.xid"
 """Where a session keeps its transaction's id, once it was asked for."""
+
+
+def joined(connection: sa.Connection) -> Any:
+    """The driver's connection behind a session's, if what is written there commits with the session's rows."""
+    driver: Any = connection.connection.driver_connection
+    if driver.autocommit:
+        raise IntentRefused(
+            "the session's connection is in autocommit mode, where each statement commits by itself, and no intent "
+            "with its rows: give the session an engine or a connection whose isolation level is not AUTOCOMMIT"
+        )
+    return driver
 
 
 class IndexVerbs:
@@ -125,6 +137,7 @@ class Staging:
             session.begin()
         xid = session.info.get(XID)
         if xid is None:
+            joined(session.connection())
             xid = int(session.connection().execute(sa.text("select pg_current_xact_id()::text")).scalar_one())
             session.info[XID] = xid
         if self._log is None:

@@ -122,6 +122,30 @@ def test_pgbouncer_i5_is_refused_when_commits_would_not_wait_for_the_disk(
     until(lambda: says() == "connected", "it is accepted")
 
 
+def test_pgbouncer_i2_is_refused_when_transactions_would_not_see_what_they_waited_for(
+    pgbouncer: PgBouncer, admin: psycopg.Connection[Any], database: str
+) -> None:
+    # Given: a database whose transactions have another isolation by default, and a pooler
+    admin.execute(f"alter database {database} set default_transaction_isolation = 'serializable'")
+
+    def says() -> str:
+        # As above.
+        admin.execute("select pg_terminate_backend(pid, 90000) from pg_stat_activity where usename = 'outbox_worker'")
+        try:
+            connect(pgbouncer.url("outbox_worker", database), name="test").close()
+        except NotReady as error:
+            return str(error)
+        return "connected"
+
+    # When, Then: the worker doesn't start, and says how it would
+    until(lambda: "SET default_transaction_isolation = 'read committed'" in says(), "it is refused")
+
+    # When, Then: it is done as it said
+    setting = "default_transaction_isolation = 'read committed'"
+    admin.execute(f"alter role outbox_worker in database {database} set {setting}")
+    until(lambda: says() == "connected", "it is accepted")
+
+
 def test_pgbouncer_i3_actors_have_their_results_limits_and_rates_through_it(
     stage: Stage, pgbouncer: PgBouncer, database: str
 ) -> None:

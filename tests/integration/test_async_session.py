@@ -106,6 +106,28 @@ def test_async_session_i1_i2_writes_the_intents_with_the_rows_or_neither(
     assert admin.execute("select text from note order by id").fetchall() == [("hello",), ("other",)]
 
 
+def test_async_session_i2_inserts_what_listeners_emit_when_the_commit_flushes(run: Run, logged: Any) -> None:
+    async def program(p: Program) -> None:
+        # Given listeners of the sessions behind the facade: of the flush, and of the commit, attached after the outbox
+        behind = p.sessions.kw["sync_session_class"]
+
+        def flush(session: Session, _context: Any) -> None:
+            p.outbox.sync.index.put(session, "of the flush", text="text")
+
+        def commit(session: Session) -> None:
+            p.outbox.sync.index.put(session, "of the commit", text="text")
+
+        sa.event.listen(behind, "after_flush", flush)
+        sa.event.listen(behind, "before_commit", commit)
+        # When it is the commit that flushes
+        async with p.sessions.begin() as session:
+            session.add(Note(text="hello"))
+
+    run(program)
+    # Then both are committed with the row
+    assert logged() == ["of the flush", "of the commit"]
+
+
 @pytest.mark.parametrize(("shape", "expected"), SHAPES.items())
 def test_async_session_i1_i2_i4_follows_savepoints(run: Run, logged: Any, shape: str, expected: str) -> None:
     async def program(p: Program) -> None:

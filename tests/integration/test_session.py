@@ -401,6 +401,28 @@ def test_session_wait_refuses_a_target_that_nobody_registered(sessions: sessionm
             outbox.wait(session, outbox.token(session), "indx", timeout=30)
 
 
+def test_session_i2_refuses_a_connection_on_which_each_statement_commits_by_itself(
+    engine: sa.Engine, sessions: sessionmaker[Session], outbox: Outbox, logged: Any, tmp_path: Path
+) -> None:
+    # Given a session whose rows would be committed before its intents are, or without them
+    loose = sessionmaker(engine.execution_options(isolation_level="AUTOCOMMIT"))
+    other = Outbox(loose, outbox.settings)
+    # When it writes an intent, or stages a file, which the sweeper would take for one that nobody needs
+    for emit in (lambda s: put(other, s, "a"), lambda s: other.blobs.put(s, b"x" * 100_000)):
+        with loose() as session, pytest.raises(IntentRefused, match="AUTOCOMMIT"):
+            emit(session)
+    # Then it is refused, also when only this transaction is so
+    with sessions() as session:
+        put(outbox, session, "b")
+        session.rollback()
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        put(outbox, session, "c")
+        with pytest.raises(IntentRefused, match="AUTOCOMMIT"):
+            session.commit()
+    assert logged() == []
+    assert not list((tmp_path / "blobs").rglob("*.*"))
+
+
 def test_session_raises_sqlalchemys_error_when_the_connection_is_lost_and_goes_on_with_a_new_one(
     sessions: sessionmaker[Session], outbox: Outbox, admin: psycopg.Connection[Any], logged: Any
 ) -> None:
