@@ -119,6 +119,7 @@ def test_actor_i6_neither_result_nor_outcome_is_written_when_the_messages_row_is
         " select 'actor.default', holder, 'elsewhere', true, now() + interval '1 hour' from outbox.parked"
     )
     stage.open_gate("gate")
+    until(partial(_ended, company), "both have ended")
     assert company.tells.send("after").get_result(backend=company.results, block=True, timeout=int(LIMIT * 1000))
     # Then it is still that one's, nobody has a result, and no saga hears
     assert stage.one("select reason from outbox.parked where id = %s", number) == "running"
