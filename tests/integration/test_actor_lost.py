@@ -101,15 +101,16 @@ def test_actor_i2_i3_messages_run_elsewhere_when_their_lane_could_not_be_given_b
     assert (stage.one("select count(*) from effect"), stage.one(done), stage.parked()) == (11, 10, [])
 
 
+@pytest.mark.parametrize("delay", [None, LATER], ids=["lane", "row"])
 def test_actor_i2_message_runs_when_its_worker_was_not_sure_of_its_lease_for_a_while(
-    stage: Stage, proxy: Proxy, far: Callable[..., Company]
+    stage: Stage, proxy: Proxy, far: Callable[..., Company], delay: int | None
 ) -> None:
     # Given a worker whose one thread is taken, with one more in dramatiq's hands, of a lane or with a row of its own
     company = far(ttl=5.0, lanes=1)
     worker = stage.work(company, threads=1)
     company.waits.send("long", "gate")
     until(lambda: stage.runs("long") == 1, "it runs")
-    company.note.send("fetched")
+    company.note.send_with_options(args=("fetched",), delay=delay)
     until(lambda: worker.work_queue.qsize() == 1, "it was fetched")
     delivery = company.broker._delivery
     (fetched,) = [message for message in delivery._estate.out.values() if message.args == ("fetched",)]
