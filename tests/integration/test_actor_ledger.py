@@ -93,7 +93,7 @@ def test_actor_i6_message_is_not_begun_when_its_lane_was_found_to_be_anothers(st
         " lease_until = now() + interval '1 hour' where target = 'actor.default'"
     )
     company.note.send("new")
-    until(lambda: not company.broker._delivery._estate.holdings, "the lane is lost")
+    until(lambda: not company.broker._delivery._estate.of("actor.default"), "the lane is lost")
     # Then its thread doesn't begin what is the other's
     stage.open_gate("gate")
     until(lambda: worker.work_queue.qsize() == 0, "the thread has looked at it")
