@@ -79,6 +79,32 @@ def test_actor_i6_nothing_that_became_of_a_message_is_written_down_when_its_lane
     assert [(reason, attempts) for reason, attempts, _ in stage.parked()] == [("poison", 1)]
 
 
+def test_actor_i6_message_is_not_begun_when_its_lane_was_found_to_be_anothers(stage: Stage) -> None:
+    # Given a worker whose one thread is taken, with one more in dramatiq's hands
+    worker = stage.work(stage.another(lanes=1), threads=1)
+    company = stage._companies[-1]
+    company.waits.send("long", "gate")
+    until(lambda: stage.runs("long") == 1, "it runs")
+    company.note.send("fetched")
+    until(lambda: worker.work_queue.qsize() == 1, "one more was fetched")
+    # When somebody else has the lane, and the worker finds that out, long before its lease is over
+    stage.admin.execute(
+        "update outbox.lane set epoch = epoch + 1, owner = gen_random_uuid(), place = 'elsewhere',"
+        " lease_until = now() + interval '1 hour' where target = 'actor.default'"
+    )
+    company.note.send("new")
+    until(lambda: not company.broker._delivery._estate.of("actor.default"), "the lane is lost")
+    # Then its thread doesn't begin what is the other's
+    stage.open_gate("gate")
+    until(lambda: worker.work_queue.qsize() == 0, "the thread has looked at it")
+    until(partial(_ended, company), "nothing is left in its hands")
+    assert (stage.runs("fetched"), stage.runs("new")) == (0, 0)
+    # And it runs once when the lane is free
+    stage.admin.execute(TAKE_AWAY)
+    stage.drained()
+    assert (stage.runs("fetched"), stage.runs("new"), stage.parked()) == (1, 1, [])
+
+
 def test_actor_i2_i10_messages_run_when_their_lane_was_lost_as_they_were_claimed(stage: Stage) -> None:
     # Given a worker that waits with its claim of a message for the database
     stage.work()
@@ -99,10 +125,14 @@ def test_actor_i2_i10_messages_run_when_their_lane_was_lost_as_they_were_claimed
     assert (stage.runs("x"), stage.runs("y"), stage.parked()) == (1, 1, [])
 
 
-def test_actor_i6_neither_result_nor_outcome_is_written_when_the_messages_row_is_anothers(stage: Stage) -> None:
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_actor_i6_neither_result_nor_outcome_is_written_when_the_messages_row_is_anothers(
+    stage: Stage, ends: str
+) -> None:
     # Given a worker that runs a step of a saga from a row of its own
     company = stage.company
-    message = company.waits.message_with_options(args=("x", "gate"), store_results=True)
+    verdict = "fails" if ends == "badly" else ""
+    message = company.waits.message_with_options(args=("x", "gate", verdict), store_results=True)
     stage.work()
     stage.drained()
     with company.sessions.begin() as session:
@@ -119,8 +149,10 @@ def test_actor_i6_neither_result_nor_outcome_is_written_when_the_messages_row_is
         " select 'actor.default', holder, 'elsewhere', true, now() + interval '1 hour' from outbox.parked"
     )
     stage.open_gate("gate")
+    until(partial(_ended, company), "both have ended")
     assert company.tells.send("after").get_result(backend=company.results, block=True, timeout=int(LIMIT * 1000))
-    # Then it is still that one's, nobody has a result, and no saga hears
+    # Then it is still that one's, nothing is kept for a retry, nobody has a result, and no saga hears
+    assert stage.one("select count(*) from outbox.receipt") == 0
     assert stage.one("select reason from outbox.parked where id = %s", number) == "running"
     with pytest.raises(ResultMissing):
         company.results.get_result(message)

@@ -77,15 +77,40 @@ def test_actor_i2_i3_message_runs_once_when_the_answer_to_its_lanes_release_neve
     assert (stage.one("select count(*) from effect"), stage.one(done), stage.parked()) == (11, 10, [])
 
 
-def test_actor_i2_message_runs_when_its_worker_was_not_sure_of_its_lease_for_a_while(
+def test_actor_i2_i3_messages_run_elsewhere_when_their_lane_could_not_be_given_back_at_once(
     stage: Stage, proxy: Proxy, far: Callable[..., Company]
+) -> None:
+    # Given a worker whose one thread is taken, with more behind that nobody has begun, in a queue with one lane
+    company = far(lanes=1)
+    worker = stage.work(company, threads=1)
+    company.waits.send("long", "gate")
+    until(lambda: stage.runs("long") == 1, "it runs")
+    for n in range(10):
+        company.note.send(f"n{n}")
+    until(lambda: worker.work_queue.qsize() == 1, "one more was fetched")
+    until(lambda: len(company.broker._delivery._channels["actor.default"]) == 4, "more are claimed")
+    # When another worker comes, and the connection is cut as the first one leaves its lane to it
+    proxy.cut_commit("before")
+    stage.work(stage.another())
+    until(lambda: proxy.has_cut, "the connection was cut")
+    # Then the other one has them, while the first one goes on
+    done = "select count(distinct name) from effect where name like 'n%'"
+    until(lambda: stage.one(done) == 9, "the others are done elsewhere")
+    stage.open_gate("gate")
+    stage.drained()
+    assert (stage.one("select count(*) from effect"), stage.one(done), stage.parked()) == (11, 10, [])
+
+
+@pytest.mark.parametrize("delay", [None, LATER], ids=["lane", "row"])
+def test_actor_i2_message_runs_when_its_worker_was_not_sure_of_its_lease_for_a_while(
+    stage: Stage, proxy: Proxy, far: Callable[..., Company], delay: int | None
 ) -> None:
     # Given a worker whose one thread is taken, with one more in dramatiq's hands, of a lane or with a row of its own
     company = far(ttl=5.0, lanes=1)
     worker = stage.work(company, threads=1)
     company.waits.send("long", "gate")
     until(lambda: stage.runs("long") == 1, "it runs")
-    company.note.send("fetched")
+    company.note.send_with_options(args=("fetched",), delay=delay)
     until(lambda: worker.work_queue.qsize() == 1, "it was fetched")
     delivery = company.broker._delivery
     (fetched,) = [message for message in delivery._estate.out.values() if message.args == ("fetched",)]
