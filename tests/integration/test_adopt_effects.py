@@ -204,8 +204,13 @@ def test_adopt_i6_draws_no_id_again_when_the_sequence_was_restored_to_an_earlier
     assert idle.emit("new") > drawn + 1000
 
 
-def test_adopt_i2_i3_reads_on_from_a_lane_far_behind_when_a_dump_is_restored(idle: Bench, operator: Conn) -> None:
-    # Given a lane with something to do, and ticks after that which show nothing more
+def test_adopt_i2_i3_reads_on_from_a_lane_far_behind_when_a_dump_is_restored(bench: Bench, operator: Conn) -> None:
+    # Given a lane that has done something and has something to do, and ticks after that which show nothing more
+    idle = bench
+    idle.emit("k", "done")
+    idle.drain(idle.reader())
+    claims_elsewhere(idle.admin)
+    new_clock(idle)
     numbers = [idle.emit("k", n) for n in range(3)]
     for _ in range(3):
         idle.clock.step()
@@ -216,12 +221,12 @@ def test_adopt_i2_i3_reads_on_from_a_lane_far_behind_when_a_dump_is_restored(idl
     assert one(idle.admin, "select floor from outbox.tick order by id desc limit 1") >= numbers[-1]
     # When all that was restored, and is adopted
     restored(idle.admin)
+    claims_elsewhere(idle.admin)
     assert call(operator, restored=True)[1] == 3
     # Then it is read
-    claims_elsewhere(idle.admin)
     new_clock(idle)
     idle.drain(idle.reader())
-    assert idle.sink.effects == [("k", 0), ("k", 1), ("k", 2)]
+    assert idle.sink.effects == [("k", "done"), ("k", 0), ("k", 1), ("k", 2)]
 
 
 def test_adopt_leaves_lanes_that_anybody_may_claim_and_that_know_nothing_of_before(idle: Bench, operator: Conn) -> None:
@@ -333,3 +338,23 @@ def test_adopt_i2_counts_what_no_lane_has_done_wherever_it_is(bench: Bench, oper
     rows = bench.admin.execute("select key from outbox.unapplied() order by id").fetchall()
     assert [key for (key,) in rows][-2:] == ["batch 4", "of tomorrow"]
     assert "parked until tomorrow" in {key for (key,) in rows}
+
+
+def test_adopt_i2_counts_each_intent_once_and_one_that_committed_late(bench: Bench) -> None:
+    # Given a transaction that was open while a lane read on, past ticks that have forgotten its id
+    reader = bench.reader()
+    with psycopg.connect(bench.admin.info.dsn) as straggler:
+        straggler.execute("select outbox.emit(%s, 'put', 'straggler', '1')", (TARGET,))
+        for n in range(4):
+            bench.emit(f"done {n}")
+            bench.drain(reader)
+        reader._note_empty(at_once=True)
+        count = "select coalesce(string_agg(key, ' '), '') from outbox.unapplied()"
+        assert one(bench.admin, count) == ""
+    # Then it counts, and once, though a worker has parked it and died before it wrote its position
+    assert one(bench.admin, count) == "straggler"
+    bench.admin.execute(
+        "insert into outbox.parked (id, target, slot, key, reason, retry_at) "
+        "select id, target, slot, key, 'retry', now() from outbox.log where key = 'straggler'"
+    )
+    assert one(bench.admin, count) == "straggler"

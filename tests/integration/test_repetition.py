@@ -321,3 +321,87 @@ def test_repetition_is_not_overtaken_by_another_one_of_something_older(bench: Be
     bench.sink.effects.clear()
     bench.drain(reader)
     assert bench.sink.effects == [("k", 2)]
+
+
+def test_repetition_is_left_out_when_what_it_waited_for_gets_through_in_the_middle_of_a_batch(
+    bench: Bench, repeater: Repeater, operator: Conn
+) -> None:
+    # Given: something newer that is poison, and its key's repetition behind it, in a batch that is half read
+    old = bench.emit("k", 1)
+    reader = bench.reader()
+    bench.drain(reader)
+    since = repeater.since()
+    bench.sink.batch_limit = 2
+    bench.sink.fate["k"] = POISON
+    poison = bench.emit("k", 2)
+    repeater.repeat(old, since)
+    for n in range(20):
+        bench.emit(f"other {n}")
+    bench.clock.step()
+    reader.step()
+    assert reader.position.upto
+    assert bench.parked() == {"poison": ["k"], "blocked": ["k"]}
+    # When that is applied after all, before the batch is done
+    bench.sink.fate.clear()
+    decision.decide(operator, "retry", [poison])
+    while bench.parked():
+        reader.decided()
+        reader.step()
+    assert reader.position.upto
+    # Then it stays
+    assert [effect for effect in bench.sink.effects if effect[0] == "k"] == [("k", 1), ("k", 2)]
+
+
+def test_repetition_is_overtaken_by_nothing_that_says_nothing_of_its_key(bench: Bench, repeater: Repeater) -> None:
+    # Given: what has come since: another participant's intent, an event, and one that a saga has recalled
+    old = bench.emit("k", 1)
+    reader = bench.reader()
+    bench.drain(reader)
+    since = repeater.since()
+    bench.admin.execute("select outbox.register('elsewhere')")
+    bench.admin.execute("select outbox.emit('elsewhere', 'put', 'k', '2')")
+    bench.admin.execute("select outbox.emit(%s, 'event', 'k', '3')", (TARGET,))
+    recalled = bench.emit("k", 4)
+    bench.admin.execute("insert into outbox.saga_void (id, answered) values (%s, true)", (recalled,))
+    # When its key is repeated
+    repeater.repeat(old, since)
+    bench.sink.effects.clear()
+    bench.drain(reader)
+    # Then that counts
+    assert bench.sink.effects[-1] == ("k", 1)
+
+
+def test_repetition_of_what_is_gone_is_overtaken_by_nothing_that_was_known(bench: Bench, repeater: Repeater) -> None:
+    """As a resilver removes a damaged blob, before it puts it again."""
+    number = bench.emit("k", 1)
+    reader = bench.reader()
+    bench.drain(reader)
+    bench.sink.effects.clear()
+    with repeater.operator.transaction():
+        again = Again(0, max(repeater.since(), number), "k", "delete", "{}")
+        repetition.append(repeater.operator, repeater.operation, TARGET, [again])
+    bench.drain(reader)
+    assert bench.sink.effects == [("k", {})]
+
+
+def test_repetition_i2_is_applied_when_the_newer_one_is_read_after_it_and_fails(
+    bench: Bench, repeater: Repeater
+) -> None:
+    # Given: a transaction that has written something newer, and which no tick shows when the repetition is read
+    old = bench.emit("k", 1)
+    reader = bench.reader()
+    bench.drain(reader)
+    since = repeater.since()
+    with writer(bench) as straggler:
+        emit(straggler, "k", 2)
+        repeater.repeat(old, since)
+        bench.clock.step()
+    bench.sink.effects.clear()
+    # When it has committed by then, and turns out to be poison
+    reader.step()
+    assert bench.sink.effects == [("k", 1)]
+    bench.sink.fate["k"] = POISON
+    bench.drain(reader)
+    # Then the participant has what was repeated
+    assert bench.sink.effects == [("k", 1)]
+    assert bench.parked() == {"poison": ["k"]}
