@@ -89,26 +89,6 @@ def test_resilver_i5_i8_brings_blobs_back_from_another_site_when_they_are_lost_o
     assert json.loads(again)["whole"] == len(digests) - 2
 
 
-def test_resilver_i5_brings_back_the_last_blob_of_a_quiet_site_when_it_is_damaged(
-    rebuild: Rebuild, store: BlobStore
-) -> None:
-    # Given a blob after which nothing was written any more, so that no tick has come since
-    site = rebuild.site
-    site.start("clock")
-    digest = put(site, store, b"the last one")
-    drain(site)
-    other = BlobStore(site.home / "other")
-    shutil.copytree(store.directory, other.directory)
-    spoil(store.path(digest), b"THE LAST ONE")
-    # When it is brought back
-    rebuild.run("--yes", "--from", str(other.directory), target="blob")
-    drain(site)
-    # Then it is whole, and live as before
-    assert whole(store) == {digest}
-    again, _ = rebuild.run("--yes", "--json", target="blob")
-    assert json.loads(again) == {"operation": 2, "whole": 1, "digests": []}
-
-
 def test_resilver_i4_leaves_a_blob_deleted_when_it_is_deleted_before_the_lane_gets_there(
     rebuild: Rebuild, store: BlobStore
 ) -> None:

@@ -38,7 +38,7 @@ from outbox.failpoint import hit
 from outbox.intent import Intent
 from outbox.operation import Operation
 from outbox.participant import LaneView
-from outbox.repetition import Again, Repeats
+from outbox.repetition import Again
 from outbox.settings import Settings, is_bucket
 from outbox.store import Store, open_store
 from outbox.tick import Tick
@@ -202,10 +202,8 @@ class _Repair(_Work):
             if again is None:
                 self.lose(digest)
             elif state == "damaged":
-                # The put would find something of its size there, and leave it. What was put is known, however new.
-                says = Repeats.read(intent)
-                known = max(since, intent.id if says is None else says.of)
-                repetition.append(self.conn, self.course, TARGET, [Again(0, known, digest, "delete", _DELETE), again])
+                # The put would find something of its size there, and leave it.
+                repetition.append(self.conn, self.course, TARGET, [Again(0, since, digest, "delete", _DELETE), again])
             else:
                 repetition.append(self.conn, self.course, TARGET, [again])
             self.save(digest)
