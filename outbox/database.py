@@ -20,7 +20,7 @@ from psycopg.abc import PQGen
 
 from outbox.errors import DatabaseNewer, NotMigrated, NotReady
 
-HEAD = "0019"
+HEAD = "0018"
 """The newest migration that this code knows. Checked against `alembic/versions` by a test."""
 
 PATIENCE = 600.0

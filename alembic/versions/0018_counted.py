@@ -1,11 +1,11 @@
-"""Untold: whoever waits for the result of a skipped message hears of it. The story is told in the SQL file."""
+"""Counting: what housekeeping removes at the same moment is made again. The story is told in the SQL file."""
 
 from pathlib import Path
 
 from alembic import op
 
 revision = "0018"
-down_revision = "0016"
+down_revision = "0017"
 
 
 def upgrade() -> None:
