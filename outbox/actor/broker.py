@@ -337,18 +337,21 @@ class OutboxBroker(dramatiq.Broker):
         return next(iter(points)).load()(self)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if signal == "process_message" and isinstance(args[0], Delivered):
-            self._begin(args[0])
-        elif signal == "nack" and isinstance(args[0], Delivered):
-            results.fail(self, args[0])
+        message = args[0] if args else None
+        if isinstance(message, Delivered):
+            if signal == "process_message":
+                self._begin(message)
+            elif signal == "nack":
+                results.fail(self, message)
+            if not message.begun:
+                return
         elif signal == "worker_shutdown":
             if self._timetable is not None:
                 self._timetable.stop()
                 self._timetable = None
             if self._delivery is not None:
                 self._delivery.leave()
-        if not _unbegun(args):
-            self._signals.before(signal, args, kwargs)
+        self._signals.before(signal, args, kwargs)
 
     def _begin(self, message: Delivered) -> None:
         _MESSAGE.set(message)
@@ -366,15 +369,19 @@ class OutboxBroker(dramatiq.Broker):
                 raise SkipMessage("it is over its rate limit")
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        ends = signal in ("process_message", "skip_message")
-        token = FINISHING.set(args[0]) if ends and isinstance(args[0], Delivered) else None
-        try:
-            if not _unbegun(args):
-                self._signals.after(signal, args, kwargs)
-        finally:
-            if token is not None:
-                FINISHING.reset(token)
-                _MESSAGE.set(None)
+        message = args[0] if args else None
+        if isinstance(message, Delivered):
+            ends = signal in ("process_message", "skip_message")
+            token = FINISHING.set(message) if ends else None
+            try:
+                if message.begun:
+                    self._signals.after(signal, args, kwargs)
+            finally:
+                if token is not None:
+                    FINISHING.reset(token)
+                    _MESSAGE.set(None)
+            return
+        self._signals.after(signal, args, kwargs)
         if signal == "worker_boot" and self._timetable is None and self.schedules():
             self._timetable = self._worker_side("timetable")
             self._timetable.start()
@@ -385,9 +392,3 @@ def _running() -> Delivered:
     if message is None:
         raise NotReady("no message is being run here: use broker.transaction() in an actor, in its own thread")
     return message
-
-
-def _unbegun(args: tuple[Any, ...]) -> bool:
-    """Whether this is about a message that was never begun here: to middleware, it was never here. (`Results` would
-    store that it was skipped.)"""
-    return bool(args) and isinstance(args[0], Delivered) and not args[0].begun

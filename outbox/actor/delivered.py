@@ -95,8 +95,14 @@ class Delivered(MessageProxy):
 
     @property
     def begun(self) -> bool:
-        """Whether its actor was to run here. If not, nobody is told about it."""
+        """Whether its actor was to run here. If not, middleware isn't told of it: to it, the message was never here.
+        (`Results` would store that it was skipped.)"""
         return not self.stale and self.wait is None
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is to be said of it but that it is done."""
+        return not (self.in_transaction or self.done or self.of_saga) and self.turn is None and self.result is None
 
     @property
     def failure(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from outbox.actor.delivered import Delivered
 
-AHEAD_MOST = 1024
+AHEAD_MOST = 2048
 """Messages that are claimed before a thread is free for them, at most. What is claimed when its worker dies is tried
 again with care, few at a time."""
 

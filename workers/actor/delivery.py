@@ -102,9 +102,10 @@ class Delivery:
 
     def settle(self, message: Delivered, said: Said) -> None:
         """What became of a message. It is written down with the next ones."""
-        failed = said in (Said.RETRY, Said.DEAD)
-        options = dict(message.options) if failed else None
-        self._settled.append(Settled(message, said, message.failure if failed else "", options))
+        if said is Said.RETRY or said is Said.DEAD:
+            self._settled.append(Settled(message, said, message.failure, dict(message.options)))
+        else:
+            self._settled.append(Settled(message, said))
         if channel := self._channels.get(message.hold.target):
             channel.finished()
         self._wake()

@@ -132,6 +132,11 @@ class Holding:
         if after is None:
             self._start = end
 
+    def done(self, number: int) -> None:
+        """A message is not open any more."""
+        self.open.discard(number)
+        self.dirty = True
+
     @property
     def to_write(self) -> bool:
         """Whether its position is to be written now."""

@@ -87,8 +87,12 @@ class Ledger:
         """Take down what became of a message. `holding`: the lane that it came from, or None if that is lost, or if it
         has a row of its own."""
         message = one.message
-        if one.said is Said.BACK and holding is not None:
-            return  # what was not begun stays open, for the next owner
+        if holding is not None:
+            if one.said is Said.DONE and message.plain:
+                holding.done(message.id)
+                return
+            if one.said is Said.BACK:
+                return  # what was not begun stays open, for the next owner
         parking = self._parking(one)
         kept = parking if message.of_saga is False or one.said is not Said.DEAD else None  # else its saga's affair
         told = None if message.done else self._report(message, parking)
@@ -111,10 +115,9 @@ class Ledger:
             self._keep(message, one.options)
 
     def _settle_lane(self, message: Delivered, holding: Holding, parking: Parking | None, told: Report | None) -> None:
-        holding.open.discard(message.id)
+        holding.done(message.id)
         if message.turn is not None:
             holding.line.done(message.turn, message.id)
-        holding.dirty = True
         if message.done:
             holding.forget.append(message.id)
         elif message.in_transaction:
