@@ -1,8 +1,8 @@
 """The signals: what a broker tells its middleware, and who of it listens.
 
-A message is told of eight times, and a broker has a dozen of middleware: nearly all of them do nothing with nearly all
-signals. Dramatiq calls them all; here those are called that have something to say, which is a third of the time that a
-message takes. Otherwise it is as in `dramatiq.Broker.emit_before` and `emit_after`: same order, same errors.
+A worker tells of each message four times, and a broker has a dozen of middleware: nearly all of them do nothing with
+nearly all signals. Dramatiq calls them all. Here those are called that listen, which saved a sixth of the processor
+time of a message. Otherwise it is as in `dramatiq.Broker.emit_before` and `emit_after`: same order, same errors.
 """
 
 from __future__ import annotations

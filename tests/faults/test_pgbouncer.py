@@ -99,11 +99,21 @@ def test_pgbouncer_is_refused_by_migrate_which_holds_a_lock_of_its_session(pgbou
         migrate.upgrade(pgbouncer.url("postgres", database))
 
 
-def test_pgbouncer_i5_is_refused_when_commits_would_not_wait_for_the_disk(
-    pgbouncer: PgBouncer, admin: psycopg.Connection[Any], database: str
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        pytest.param("synchronous_commit", "off", "on", id="commits_would_not_wait_for_the_disk"),
+        pytest.param(
+            "default_transaction_isolation", "'serializable'", "'read committed'",
+            id="transactions_would_not_see_what_they_waited_for",
+        ),
+    ],
+)  # fmt: skip
+def test_pgbouncer_i2_i5_is_refused_when(
+    pgbouncer: PgBouncer, admin: psycopg.Connection[Any], database: str, name: str, wrong: str, right: str
 ) -> None:
-    # Given: a database whose sessions don't wait for the disk, and a pooler, which forgets what a session sets
-    admin.execute(f"alter database {database} set synchronous_commit = off")
+    # Given: a database with another default, and a pooler, which forgets what a session sets
+    admin.execute(f"alter database {database} set {name} = {wrong}")
 
     def says() -> str:
         # The server's sessions are new: settings of a database or a role count from the next one on.
@@ -115,34 +125,10 @@ def test_pgbouncer_i5_is_refused_when_commits_would_not_wait_for_the_disk(
         return "connected"
 
     # When, Then: the worker doesn't start, and says how it would
-    until(lambda: "run ALTER ROLE outbox_worker SET synchronous_commit = on" in says(), "it is refused")
+    until(lambda: f"run ALTER ROLE outbox_worker SET {name} = {right}" in says(), "it is refused")
 
     # When, Then: it is done as it said
-    admin.execute(f"alter role outbox_worker in database {database} set synchronous_commit = on")
-    until(lambda: says() == "connected", "it is accepted")
-
-
-def test_pgbouncer_i2_is_refused_when_transactions_would_not_see_what_they_waited_for(
-    pgbouncer: PgBouncer, admin: psycopg.Connection[Any], database: str
-) -> None:
-    # Given: a database whose transactions have another isolation by default, and a pooler
-    admin.execute(f"alter database {database} set default_transaction_isolation = 'serializable'")
-
-    def says() -> str:
-        # As above.
-        admin.execute("select pg_terminate_backend(pid, 90000) from pg_stat_activity where usename = 'outbox_worker'")
-        try:
-            connect(pgbouncer.url("outbox_worker", database), name="test").close()
-        except NotReady as error:
-            return str(error)
-        return "connected"
-
-    # When, Then: the worker doesn't start, and says how it would
-    until(lambda: "SET default_transaction_isolation = 'read committed'" in says(), "it is refused")
-
-    # When, Then: it is done as it said
-    setting = "default_transaction_isolation = 'read committed'"
-    admin.execute(f"alter role outbox_worker in database {database} set {setting}")
+    admin.execute(f"alter role outbox_worker in database {database} set {name} = {right}")
     until(lambda: says() == "connected", "it is accepted")
 
 
